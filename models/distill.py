@@ -1,0 +1,129 @@
+"""What the student is taught: the label, the teacher's classes, and the teacher's feature maps.
+
+9469 photos of 10 classes say too little to train a Swin from scratch, and 10 soft labels hardly
+more. A teacher's maps before pooling are thousands of numbers a photo, and those of a convolution
+network bring the locality that a transformer would have to learn from far more photos (locality
+guidance, Li et al., arXiv 2207.10026). So two teachers share one loss:
+
+- MobileNetV2 of ImageNet-1k teaches the GELU Swin all its 1000 classes and its maps at strides 8,
+  16 and 32, through linear layers that are dropped afterwards;
+- the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no such layer.
+
+This is not the paper's iterative distillation, whose schedule is not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import SwinTransformer
+from torch import Tensor, nn
+
+from intswin.models.checkpoint import load_checkpoint
+
+Taught = tuple[Tensor, list[Tensor]]
+
+
+class SwinStages(nn.Module):
+    """A Swin that also gives its maps at strides 8, 16 and 32 (the last one after the norm)."""
+
+    def __init__(self, swin: SwinTransformer) -> None:
+        super().__init__()
+        self.swin = swin
+        self.channels = [stage.dim for stage in swin.layers][-3:]
+
+    def forward(self, images: Tensor) -> Taught:
+        """(N, 3, H, W) -> logits (N, classes), maps [(N, h, w, channels)]."""
+        x = self.swin.patch_embed(images)
+        maps = []
+        for stage in self.swin.layers:
+            x = stage(x)
+            maps.append(x)
+        x = self.swin.norm(x)
+        return self.swin.forward_head(x), [*maps[-3:-1], x]
+
+
+class MobileNetTeacher(nn.Module):
+    """An ImageNet-1k MobileNetV2 from a TFLite file: input in [-1, 1], TFLite's padding."""
+
+    channels = (32, 96, 1280)
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        super().__init__()
+        self.net = timm.create_model("mobilenetv2_100", pretrained=False, pad_type="same")
+        load_checkpoint(self.net, checkpoint)
+
+    def forward(self, images: Tensor) -> Taught:
+        """(N, 3, H, W) -> logits (N, 1000), maps [(N, h, w, channels)] at strides 8, 16, 32."""
+        last, maps = self.net.forward_intermediates(images, indices=[2, 3])
+        return self.net.forward_head(last), [m.permute(0, 2, 3, 1) for m in (*maps, last)]
+
+
+class Distillation(nn.Module):
+    """The training loss of one student under one frozen teacher.
+
+    ``label_rows`` are the student's outputs that stand for the data's classes: all of them, or
+    the 10 of ImageNet's 1000 while the student learns all of the teacher's.
+    """
+
+    def __init__(
+        self,
+        student: SwinTransformer,
+        teacher: SwinStages | MobileNetTeacher,
+        label_rows: Sequence[int],
+        *,
+        label_weight: float,
+        map_weight: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.student = SwinStages(student)
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.label_weight, self.map_weight = label_weight, map_weight
+        self.temperature = temperature
+        self.register_buffer("label_rows", torch.tensor(label_rows), persistent=False)
+        self.projections = nn.ModuleList(
+            nn.Identity() if own == taught else nn.Linear(own, taught)
+            for own, taught in zip(self.student.channels, teacher.channels, strict=True)
+        )
+
+    def train(self, mode: bool = True) -> Distillation:
+        """Set the student's mode; the teacher's batch norms stay as they are."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of (N, 3, H, W) images with (N, classes) soft labels.
+
+        Returns the scalar loss, and its parts (3,) before weighting: label, classes, maps.
+        """
+        with torch.no_grad():
+            taught_logits, taught_maps = self.teacher(images)
+        logits, maps = self.student(images)
+        logits, taught_logits = logits.float(), taught_logits.float()
+        label = torch.sum(-targets * F.log_softmax(logits[:, self.label_rows], -1), -1).mean()
+        classes = self.temperature**2 * F.kl_div(
+            F.log_softmax(logits / self.temperature, -1),
+            F.log_softmax(taught_logits / self.temperature, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        map_losses = [
+            map_loss(project(own), taught)
+            for project, own, taught in zip(self.projections, maps, taught_maps, strict=True)
+        ]
+        map_term = torch.stack(map_losses).mean()
+        loss = self.label_weight * label + classes + self.map_weight * map_term
+        return loss, torch.stack((label, classes, map_term)).detach()
+
+
+def map_loss(own: Tensor, taught: Tensor) -> Tensor:
+    """1 - correlation over the channels, averaged over places: blind to each place's contrast."""
+    own, taught = own.float(), taught.float()
+    channels = own.shape[-1:]
+    return F.mse_loss(F.layer_norm(own, channels), F.layer_norm(taught, channels)) / 2

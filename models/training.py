@@ -1,0 +1,201 @@
+"""One training loop for the teacher and the student, on a wall-clock budget.
+
+The learning rate follows a cosine over the time budget, not over a step count, so that a run of
+``minutes`` ends annealed on whatever GPU it finds; torch.compile's first step is not counted. A run
+can stop before its budget (``pause_after_minutes``, for machines lent in short sessions) and go on
+from its state file. Left out: several GPUs, data that does not fit the GPU's memory as uint8, and
+any choice by validation accuracy: the last EMA weights are the result, validation is only printed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from intswin.models.augment import Augment, normalize
+from intswin.models.checkpoint import write_atomically
+from intswin.models.distill import Distillation
+from intswin.models.errors import IntswinError
+from intswin.models.preprocess import Preprocess
+
+SCHEDULE_TICKS = 10_000
+STATE_EVERY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run can vary. ``minutes`` is the schedule's length, without compilation."""
+
+    minutes: float
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    ema_decay: float
+    seed: int
+    compile: bool = True
+    pause_after_minutes: float | None = None
+    report_every_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Decoded photos on the training device: uint8 (n, 3, H, W) and int64 (n,) labels."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Trainer:
+    """Trains ``distillation.student`` and keeps an exponential moving average of its weights."""
+
+    def __init__(self, distillation: Distillation, recipe: Recipe, augment: Augment) -> None:
+        self.recipe, self.augment = recipe, augment
+        self.distillation = distillation.train()
+        self.device = next(distillation.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        self.step, self.elapsed_s = 0, 0.0
+        self.optimizer = create_optimizer_v2(
+            distillation,
+            opt="adamw",
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=on_gpu,
+        )
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=SCHEDULE_TICKS,
+            lr_min=recipe.learning_rate / 200,
+            warmup_t=SCHEDULE_TICKS // 25,
+            warmup_lr_init=recipe.learning_rate / 100,
+            t_in_epochs=False,
+        )
+        self.ema = ModelEmaV3(
+            distillation.student.swin, decay=recipe.ema_decay, use_warmup=True
+        )
+        self.loss = torch.compile(distillation) if recipe.compile else distillation
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole time budget is used up."""
+        return self.elapsed_s >= self.recipe.minutes * 60
+
+    def run(self, photos: Photos, validation: Photos, state_path: Path) -> None:
+        """Train until the budget or the pause, printing progress; keep ``state_path`` fresh."""
+        recipe = self.recipe
+        if len(photos.images) < recipe.batch_size:
+            raise IntswinError(
+                f"{len(photos.images)} photos are fewer than one batch; "
+                f"pass --batch-size {len(photos.images) // 2 * 2} or less"
+            )
+        started = time.monotonic()
+        first = self._train_step(photos, self._shuffled(photos)[: recipe.batch_size])
+        print(f"first step {time.monotonic() - started:.1f} s, loss {first.tolist()}", flush=True)
+        clock = last_report = last_state = time.monotonic()
+        step_at_report = self.step
+        paused = False
+        while not (self.finished or paused):
+            for chosen in self._shuffled(photos).split(recipe.batch_size):
+                if len(chosen) < recipe.batch_size or self.finished or paused:
+                    break
+                parts = self._train_step(photos, chosen)
+                # Waiting for the step before the clock is read keeps the schedule honest; one
+                # step is tens of milliseconds, so the GPU hardly idles.
+                label, classes, maps = parts.tolist()
+                now = time.monotonic()
+                self.elapsed_s, clock = self.elapsed_s + now - clock, now
+                pause = recipe.pause_after_minutes
+                paused = pause is not None and now - started > pause * 60
+                if now - last_report > recipe.report_every_s or self.finished or paused:
+                    speed = (self.step - step_at_report) * recipe.batch_size / (now - last_report)
+                    top1, _ = accuracy(self.ema.module, validation, self.augment.preprocess)
+                    print(
+                        f"step {self.step} epoch "
+                        f"{self.step * recipe.batch_size / len(photos.images):.1f} "
+                        f"label {label:.3f} classes {classes:.3f} maps {maps:.3f} "
+                        f"lr {self.optimizer.param_groups[0]['lr']:.1e} {speed:.0f} photos/s "
+                        f"validation top-1 {top1:.2f} % "
+                        f"left {recipe.minutes * 60 - self.elapsed_s:.0f} s",
+                        flush=True,
+                    )
+                    last_report, step_at_report = time.monotonic(), self.step
+                if now - last_state > STATE_EVERY_S:
+                    self.save_state(state_path)
+                    last_state = now
+        self.save_state(state_path)
+
+    def _shuffled(self, photos: Photos) -> Tensor:
+        return torch.randperm(len(photos.images), device=self.device)
+
+    def _train_step(self, photos: Photos, chosen: Tensor) -> Tensor:
+        progress = min(1.0, self.elapsed_s / (self.recipe.minutes * 60))
+        self.schedule.step_update(round(progress * SCHEDULE_TICKS))
+        inputs, targets = self.augment(photos.images[chosen], photos.labels[chosen])
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss, parts = self.loss(inputs, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.distillation.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.ema.update(self.distillation.student.swin, step=self.step)
+        return parts
+
+    def save_state(self, path: Path) -> None:
+        """Write everything that :meth:`load_state` needs, whole or not at all."""
+        state = {
+            "student": self.distillation.student.state_dict(),
+            "projections": self.distillation.projections.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def load_state(self, path: Path) -> None:
+        """Go on where :meth:`save_state` left, or raise IntswinError."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.distillation.student.load_state_dict(state["student"])
+            self.distillation.projections.load_state_dict(state["projections"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.module.load_state_dict(state["ema"])
+            self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise IntswinError(f"{path} is not a state of this run ({reason})") from error
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (weights, crops, RandAugment) and NumPy's global state (timm's Mixup)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - timm's Mixup draws from it
+
+
+@torch.inference_mode()
+def accuracy(
+    model: nn.Module, photos: Photos, preprocess: Preprocess, batch_size: int = 256
+) -> tuple[float, float]:
+    """Top-1 and top-5 in percent of a network whose outputs are the photos' classes.
+
+    A network with more outputs than that is to be cut down first; float32 throughout.
+    """
+    model.eval()
+    hits = torch.zeros(2, dtype=torch.int64)
+    for images, labels in zip(
+        photos.images.split(batch_size), photos.labels.split(batch_size), strict=True
+    ):
+        best = model(normalize(images, preprocess)).topk(5).indices
+        hit = best == labels[:, None]
+        hits += torch.stack((hit[:, 0].sum(), hit.any(1).sum())).cpu()
+    top1, top5 = (100 * hits / len(photos.labels)).tolist()
+    return top1, top5
