@@ -1,0 +1,112 @@
+"""TVM's runtime without TVM's Python package.
+
+`import tvm` takes 3-4 s where torch is installed, because tvm_ffi and tvm import it when they find
+it, and classifying one image takes milliseconds. Running a Relax executable needs two shared
+libraries only: tvm_ffi, imported here with torch hidden, and libtvm_runtime.so. A later
+`import tvm` or `import torch` in the same process works as usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intswin.compile.host_cpu import usable_cores
+from intswin.models.errors import IntswinError
+
+CPU = 1  # kDLCPU
+POOLED_ALLOCATOR = 2
+ALIGNMENT = 64  # bytes; TVM's generated code loads its arguments with aligned vector instructions
+
+
+class VirtualMachine:
+    """One Relax executable on this CPU.
+
+    Calls must not overlap: the machine keeps its call frames in itself.
+    """
+
+    def __init__(self, library: bytes) -> None:
+        tvm_ffi = _load_runtime()
+        # dlopen keeps the mapping, so the file may go as soon as it is loaded.
+        try:
+            with tempfile.TemporaryDirectory(prefix="intswin-") as folder:
+                path = Path(folder) / "library.so"
+                path.write_bytes(library)
+                module = tvm_ffi.load_module(path)
+        except OSError as error:
+            raise IntswinError(
+                f"cannot unpack the library to {tempfile.gettempdir()}: {error.strerror or error}"
+            ) from error
+        self._from_dlpack = tvm_ffi.from_dlpack
+        self._convert_function = tvm_ffi.convert
+        self._machine = module["vm_load_executable"]()
+        self._machine["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
+        self._main = self._machine["main"]
+
+    def main(self, array: np.ndarray) -> np.ndarray:
+        """Call `main`: one array in (as `aligned_empty` makes it), one out."""
+        return np.from_dlpack(self._main(self._from_dlpack(array)))
+
+    def instrument(self, callback: Callable[..., int] | None) -> None:
+        """Call `callback(function, name, before, result, *arguments)` around every kernel.
+
+        It returns 0. None stops it. See VirtualMachine.set_instrument of tvm.runtime.vm.
+        """
+        function = callback if callback is not None else (lambda *_: 0)
+        self._machine["set_instrument"](self._convert_function(function))
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An uninitialized C-order array whose first byte is 64-byte aligned."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def use_all_cores() -> None:
+    """Let TVM use every core unless the user's environment says otherwise.
+
+    TVM's own default is fewer threads than cores, about 2x slower here. The variable is read when
+    a thread first runs a kernel.
+    """
+    if not os.environ.get("TVM_NUM_THREADS") and not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["TVM_NUM_THREADS"] = str(usable_cores())
+
+
+@functools.cache
+def _load_runtime() -> Any:
+    """The module tvm_ffi, with libtvm_runtime.so loaded into the process."""
+    use_all_cores()
+    with _torch_hidden():
+        import tvm_ffi  # noqa: PLC0415
+    from tvm_ffi.libinfo import load_lib_ctypes  # noqa: PLC0415
+
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise IntswinError("the package apache-tvm is not installed; pip install intswin again")
+    folder = Path(spec.origin).parent / "lib"
+    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
+    return tvm_ffi
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Make `import torch` fail inside; nothing happens when torch is already there."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
