@@ -1,0 +1,65 @@
+"""The integer expressions that several operators share, and the way a TE compute enters a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tvm import relax, te, tirx
+
+Expr = tirx.Expr
+
+
+def int32(value: int) -> Expr:
+    """An int32 constant."""
+    return tirx.const(value, "int32")
+
+
+def saturate(x: Expr, dtype: str) -> Expr:
+    """Clamp int32 `x` to the range of `dtype`; the result is still int32."""
+    limits = np.iinfo(dtype)
+    return tirx.max(tirx.min(x, int32(int(limits.max))), int32(int(limits.min)))
+
+
+def requant16(acc: Expr, pre: Expr, mult: Expr) -> Expr:
+    """docs/integer-semantics.md section 2; int32 in and out, `acc` holds half(pre) already."""
+    return (saturate(acc >> pre, "int16") * mult + int32(1 << 14)) >> int32(15)
+
+
+def let(value: Expr, body: Callable[[tirx.Var], Expr], name: str) -> Expr:
+    """`body(value)` with `value` computed once, however often the body names it."""
+    var = tirx.Var(name, str(value.ty.dtype))
+    return tirx.Let(var, value, body(var))
+
+
+def emit_compute(
+    bb: relax.BlockBuilder,
+    op: str,
+    compute: Callable[..., te.Tensor],
+    args: Sequence[relax.Expr | np.ndarray],
+    attrs: dict[str, int | str] | None = None,
+) -> relax.Var:
+    """Call `compute` on TE placeholders for `args` and emit a call_tir of the PrimFunc it gives.
+
+    Calls with equal computations share one PrimFunc, so numbers that differ between layers belong
+    in `args`: NumPy arrays become constants of the Relax function, which the executable carries.
+    The PrimFunc has the attribute "intswin.op" = `op`, by which schedules find it, and `attrs`,
+    each prefixed with "intswin.".
+
+    Returns:
+        the output, of the shape and dtype of the tensor that `compute` returns.
+    """
+    exprs = [relax.const(a, str(a.dtype)) if isinstance(a, np.ndarray) else a for a in args]
+    tensors = []
+    for index, expr in enumerate(exprs):
+        info = expr.ty
+        shape = [int(extent) for extent in info.shape]
+        tensors.append(te.placeholder(shape, str(info.dtype), f"arg{index}"))
+    out = compute(*tensors)
+    func = te.create_prim_func([*tensors, out]).without_attr("global_symbol")
+    func = func.with_attr("intswin.op", op)
+    for key, value in (attrs or {}).items():
+        func = func.with_attr(f"intswin.{key}", value)
+    gvar = bb.add_func(func, op)
+    shape = [int(extent) for extent in out.shape]
+    return bb.emit(relax.call_tir(gvar, exprs, relax.TensorType(shape, str(out.dtype))))
