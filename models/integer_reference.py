@@ -1,14 +1,13 @@
 """Run a whole IntegerGraph in NumPy: what compiled networks are compared with.
 
 Images go through in chunks, so that memory depends on neither the number of images nor, much, the
-size of the network. Chunks run one after the other: BLAS has threads of its own, and calling it from
-several threads at once made it up to twenty times slower.
+size of the network. Chunks run one after the other: BLAS has threads of its own, and calling it
+from several threads at once made it up to twenty times slower.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph, Node
 from intswin.models.integer_ops import execute
