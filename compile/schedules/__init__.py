@@ -1,0 +1,43 @@
+"""Default schedules: a deterministic one for every PrimFunc that `emit` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.target import Target
+
+from intswin.compile.schedules.elementwise import (
+    schedule_mean_pool,
+    schedule_patchify,
+    schedule_rows,
+)
+from intswin.compile.schedules.gemm import schedule_linear
+
+_SCHEDULES: dict[str, Callable[[s_tir.Schedule], None]] = {
+    "linear": schedule_linear,
+    "patchify": schedule_patchify,
+    "mean_pool": schedule_mean_pool,
+    "gather_rows": schedule_rows,
+    "add_constant": schedule_rows,
+}
+
+
+def apply_default_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Schedule every PrimFunc with the attribute "intswin.op"; the others stay as they are."""
+    scheduled = {}
+    for gvar, func in mod.functions.items():
+        if isinstance(func, tirx.PrimFunc) and "intswin.op" in func.attrs:
+            scheduled[gvar] = _schedule(func, target)
+    mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for gvar, func in scheduled.items():
+        mod[gvar] = func
+    return mod
+
+
+def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    op = str(func.attrs["intswin.op"])
+    sch = s_tir.Schedule(func)
+    _SCHEDULES[op](sch)
+    return sch.mod["main"]

@@ -1,0 +1,41 @@
+"""The integer graph as a Relax module: one call_tir an operator, constants as Relax constants."""
+
+from __future__ import annotations
+
+import importlib
+
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from intswin.models.integer_graph import IntegerGraph
+
+
+def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
+    """Build `main(image: uint8 (B, H, W, 3)) -> int32 (B, classes)`.
+
+    Args:
+        graph: the network; its last node gives the logits (1, classes).
+        batch: images in one call.
+        target: what the module will be compiled for; it decides how weights are packed.
+
+    Returns:
+        a module of `main` and unscheduled PrimFuncs. Layers of one shape share a PrimFunc, whose
+        attribute "intswin.op" says which operator it is.
+    """
+    bb = relax.BlockBuilder()
+    image_type = relax.TensorType([batch, *graph.input.shape], graph.input.dtype)
+    image = relax.Var(graph.input_name, image_type)
+    values: dict[str, relax.Expr] = {graph.input_name: image}
+    with bb.function("main", [image]):
+        with bb.dataflow():
+            for node in graph.nodes:
+                # One module an operator, named like it.
+                operator = importlib.import_module(f"intswin.compile.operators.{node.op}")
+                inputs = [values[name] for name in node.inputs]
+                values[node.name] = operator.emit(bb, node, inputs, batch, target)
+            last = graph.nodes[-1].out.shape
+            logits = bb.emit(relax.op.reshape(values[graph.nodes[-1].name], (batch, last[-1])))
+            logits = bb.emit_output(logits)
+        bb.emit_func_output(logits)
+    return bb.get()

@@ -1,0 +1,33 @@
+"""`patchify`: an image as rows of patches (docs/integer-semantics.md section 3.1)."""
+
+from __future__ import annotations
+
+from tvm import relax, te
+from tvm.target import Target
+
+from intswin.compile.operators.expressions import emit_compute
+from intswin.models.integer_graph import Node
+
+
+def emit(
+    bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
+) -> relax.Expr:
+    """Emit image uint8 (B, H, W, 3) -> (B, H/p * W/p, p*p*3), columns in (ky, kx, channel) order."""
+    p = int(node.attrs["patch"])
+    rows, columns = node.out.shape
+
+    def compute(image: te.Tensor) -> te.Tensor:
+        patches_x, channels = int(image.shape[2]) // p, int(image.shape[3])
+        span = p * channels  # bytes of a patch that are adjacent in the image
+        return te.compute(
+            (batch, rows, columns),
+            lambda b, r, c: image[
+                b,
+                r // patches_x * p + c // span,
+                r % patches_x * p + c % span // channels,
+                c % channels,
+            ],
+            "y",
+        )
+
+    return emit_compute(bb, "patchify", compute, inputs, {"vector": p * 3})
