@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import tvm
+from intswin.compile.schedules import apply_default_schedules
 from tvm import relax
 from tvm.target import Target
-
-from intswin.compile.schedules import apply_default_schedules
 
 
 def build(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:

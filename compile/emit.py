@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 
 import tvm
+from intswin.models.integer_graph import IntegerGraph
 from tvm import relax
 from tvm.target import Target
-
-from intswin.models.integer_graph import IntegerGraph
 
 
 def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 import tvm_ffi
-from tvm.target import Target, codegen
-
 from intswin.compile.host_cpu import usable_cores
 from intswin.models.errors import IntswinError
+from tvm.target import Target, codegen
 
 TVM_VERSION = "0.27.0.post1"
 TVM_FFI_VERSIONS = ("0.1.14.post0", "0.1.14.post1")  # 0.1.15 segfaults in MetaSchedule
@@ -15,7 +16,7 @@ TVM_FFI_VERSIONS = ("0.1.14.post0", "0.1.14.post1")  # 0.1.15 segfaults in MetaS
 # Cores that a cross-compiled CPU target is assumed to have; only the tuner reads it.
 _CROSS_CORES = 4
 
-_CPU_TARGETS = {
+_CPU_TARGETS: dict[str, dict[str, Any]] = {
     "llvm-x86-64-v3": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     "llvm-aarch64": {"mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon"]},
 }

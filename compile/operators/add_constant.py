@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from tvm import relax, te, tirx
-from tvm.target import Target
-
 from intswin.compile.operators.expressions import emit_compute, int32, saturate
 from intswin.models.integer_graph import Node
+from tvm import relax, te, tirx
+from tvm.target import Target
 
 
 def emit(

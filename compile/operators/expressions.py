@@ -1,4 +1,4 @@
-"""The integer expressions that several operators share, and the way a TE compute enters a module."""
+"""Integer expressions that several operators share, and how a TE compute enters a module."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import relax, te, tirx
-
-Expr = tirx.Expr
+from tvm.ir import Expr
 
 
 def int32(value: int) -> Expr:

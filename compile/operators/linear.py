@@ -8,13 +8,12 @@ sees is exactly (B, rows, N).
 from __future__ import annotations
 
 import numpy as np
-from tvm import relax, te, tirx
-from tvm.target import Target
-
 from intswin.compile.operators.expressions import emit_compute, int32, requant16, saturate
 from intswin.compile.operators.integer_gelu import gelu
 from intswin.compile.targets import has_avx2, has_vnni
 from intswin.models.integer_graph import Node
+from tvm import relax, te, tirx
+from tvm.target import Target
 
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
 _ROW_TILES = (8, 7, 6, 5)  # a row count without such a divisor is padded
@@ -105,7 +104,7 @@ def padded_rows(rows: int) -> int:
 
 
 def _gemm(x: te.Tensor, w: te.Tensor, layout: str, channels: int, epilogue) -> te.Tensor:  # noqa: ANN001
-    """The accumulators `acc` by column blocks, and `tile` or `y` (B, R, channels) made from them."""
+    """Accumulators `acc` by column blocks, and `tile` or `y` (B, R, channels) from them."""
     batch, rows, depth = (int(extent) for extent in x.shape)
     blocks = int(w.shape[0])
     columns = 8 if layout == "avx2" else 16

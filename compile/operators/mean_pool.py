@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from tvm import relax, te
-from tvm.target import Target
-
 from intswin.compile.operators.expressions import emit_compute, int32, requant16, saturate
 from intswin.models.integer_graph import Node
+from tvm import relax, te
+from tvm.target import Target
 
 _FRAC = 7
 _OFFSET = (128 << _FRAC) + ((1 << _FRAC) >> 1)  # the zero point and the rounding

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from tvm import relax, te
-from tvm.target import Target
-
 from intswin.compile.operators.expressions import emit_compute
 from intswin.models.integer_graph import Node
+from tvm import relax, te
+from tvm.target import Target
 
 
 def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
-    """Emit image uint8 (B, H, W, 3) -> (B, H/p * W/p, p*p*3), columns in (ky, kx, channel) order."""
+    """Emit image uint8 (B, H, W, 3) -> (B, H/p * W/p, p*p*3), columns by (ky, kx, channel)."""
     p = int(node.attrs["patch"])
     rows, columns = node.out.shape
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tvm
-from tvm import s_tir, tirx
-from tvm.target import Target
-
 from intswin.compile.schedules.elementwise import (
     schedule_mean_pool,
     schedule_patchify,
     schedule_rows,
 )
 from intswin.compile.schedules.gemm import schedule_linear
+from tvm import s_tir, tirx
+from tvm.target import Target
 
-_SCHEDULES: dict[str, Callable[[s_tir.Schedule], None]] = {
+# By the attribute "intswin.op". Each schedules the function "main" of the schedule it is given.
+_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
     "linear": schedule_linear,
     "patchify": schedule_patchify,
     "mean_pool": schedule_mean_pool,
@@ -39,5 +39,5 @@ def apply_default_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
 def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     op = str(func.attrs["intswin.op"])
     sch = s_tir.Schedule(func)
-    _SCHEDULES[op](sch)
+    _SCHEDULES[op](sch, target)
     return sch.mod["main"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV
+from tvm.target import Target
 
 _VECTOR = 64  # elements; LLVM cuts a longer vector into registers
 
 
-def schedule_rows(sch: s_tir.Schedule) -> None:
+def schedule_rows(sch: s_tir.Schedule, target: Target) -> None:
     """`gather_rows`, `add_constant`: rows in parallel, channels in vectors."""
     batch, row, channel = sch.get_loops(sch.get_sblock("y"))
     sch.parallel(sch.fuse(batch, row))
     _vectorize(sch, channel)
 
 
-def schedule_patchify(sch: s_tir.Schedule) -> None:
+def schedule_patchify(sch: s_tir.Schedule, target: Target) -> None:
     """`patchify`: patches in parallel; a vector is what is adjacent in the image."""
     batch, row, column = sch.get_loops(sch.get_sblock("y"))
     sch.parallel(sch.fuse(batch, row))
@@ -23,7 +24,7 @@ def schedule_patchify(sch: s_tir.Schedule) -> None:
     sch.vectorize(adjacent)
 
 
-def schedule_mean_pool(sch: s_tir.Schedule) -> None:
+def schedule_mean_pool(sch: s_tir.Schedule, target: Target) -> None:
     """`mean_pool`: panels of channels in parallel, accumulated over all rows."""
     acc, out = sch.get_sblock("acc"), sch.get_sblock("y")
     batch, one, channel = sch.get_loops(out)

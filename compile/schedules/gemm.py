@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from intswin.compile.schedules.x86_intrinsics import AVX2_DOT, VNNI_DOT
 from tvm import s_tir
 from tvm.s_tir.schedule.analysis import has_block
-
-from intswin.compile.schedules.x86_intrinsics import AVX2_DOT, VNNI_DOT
+from tvm.target import Target
 
 
 @dataclasses.dataclass
@@ -47,7 +47,7 @@ def default_tile(layout: str, rows: int, blocks: int) -> GemmTile:
     )
 
 
-def schedule_linear(sch: s_tir.Schedule, tile: GemmTile | None = None) -> None:
+def schedule_linear(sch: s_tir.Schedule, target: Target, tile: GemmTile | None = None) -> None:
     """Schedule the PrimFunc of `operators/linear.py` in `sch`; `tile` defaults by shape."""
     func = sch.mod["main"]
     layout = str(func.attrs["intswin.layout"])

@@ -1,3 +1,4 @@
+# mypy: disable-error-code=valid-type
 """Tensor intrinsics for int8 dot products on x86: uint8 activations by int8 weights, exactly.
 
 TVM's own `dot_16x4_vnni` does not compile with LLVM 22, which wants <64 x i8> operands, and
@@ -15,9 +16,9 @@ AVX2_DOT = "intswin_avx2_dot_8x4"
 
 @T.prim_func(s_tir=True)
 def _vnni_description(
-    A: T.Buffer((4,), "uint8", offset_factor=1),  # noqa: N803  TVM's names of intrinsic operands
-    B: T.Buffer((16, 4), "int8", offset_factor=1),  # noqa: N803
-    C: T.Buffer((16,), "int32", offset_factor=1),  # noqa: N803
+    A: T.Buffer((4,), "uint8", offset_factor=1),
+    B: T.Buffer((16, 4), "int8", offset_factor=1),
+    C: T.Buffer((16,), "int32", offset_factor=1),
 ) -> None:
     with T.sblock("root"):
         T.reads(C[0:16], A[0:4], B[0:16, 0:4])
@@ -31,9 +32,9 @@ def _vnni_description(
 
 @T.prim_func(s_tir=True)
 def _vnni(
-    A: T.Buffer((4,), "uint8", offset_factor=1),  # noqa: N803
-    B: T.Buffer((16, 4), "int8", offset_factor=1),  # noqa: N803
-    C: T.Buffer((16,), "int32", offset_factor=1),  # noqa: N803
+    A: T.Buffer((4,), "uint8", offset_factor=1),
+    B: T.Buffer((16, 4), "int8", offset_factor=1),
+    C: T.Buffer((16,), "int32", offset_factor=1),
 ) -> None:
     with T.sblock("root"):
         T.reads(C[0:16], A[0:4], B[0:16, 0:4])
@@ -52,9 +53,9 @@ def _vnni(
 
 @T.prim_func(s_tir=True)
 def _avx2_description(
-    A: T.Buffer((4,), "uint8", offset_factor=1),  # noqa: N803
-    B: T.Buffer((2, 8, 2), "int8", offset_factor=1),  # noqa: N803
-    C: T.Buffer((8,), "int32", offset_factor=1),  # noqa: N803
+    A: T.Buffer((4,), "uint8", offset_factor=1),
+    B: T.Buffer((2, 8, 2), "int8", offset_factor=1),
+    C: T.Buffer((8,), "int32", offset_factor=1),
 ) -> None:
     with T.sblock("root"):
         T.reads(C[0:8], A[0:4], B[0:2, 0:8, 0:2])
@@ -71,9 +72,9 @@ def _avx2_description(
 
 @T.prim_func(s_tir=True)
 def _avx2(
-    A: T.Buffer((4,), "uint8", offset_factor=1),  # noqa: N803
-    B: T.Buffer((2, 8, 2), "int8", offset_factor=1),  # noqa: N803
-    C: T.Buffer((8,), "int32", offset_factor=1),  # noqa: N803
+    A: T.Buffer((4,), "uint8", offset_factor=1),
+    B: T.Buffer((2, 8, 2), "int8", offset_factor=1),
+    C: T.Buffer((8,), "int32", offset_factor=1),
 ) -> None:
     # The four bytes of an activation, in every 32-bit lane: bytes 0 and 2 by a mask, 1 and 3 by a
     # shift, both zero-extended to 16 bits. vpmaddwd's sums of two products fit 32 bits.
