@@ -6,15 +6,55 @@ from pathlib import Path
 
 import tvm
 from intswin.compile.schedules import apply_default_schedules
+from intswin.compile.verify_integer_only import IntegerOnlyReport, verify_integer_only
 from tvm import relax
 from tvm.target import Target
+from tvm.tirx import get_tir_pipeline, register_tir_pipeline
+
+_PIPELINE = "intswin"
 
 
 def build(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
-    """Compile what `emit` made for `target`."""
+    """Compile the module that `emit` made for `target`.
+
+    Raises:
+        FloatOperationError: `mod` or its lowered form does not compute in integers alone.
+    """
+    return build_with_report(mod, target)[0]
+
+
+def build_with_report(
+    mod: tvm.IRModule, target: Target
+) -> tuple[relax.VMExecutable, IntegerOnlyReport]:
+    """Like `build`, and what the integer-only check saw in the code that LLVM received."""
     mod = apply_default_schedules(mod, target)
-    return tvm.compile(mod, target=target)
+    verify_integer_only(mod)  # the Relax function, which lowering replaces by VM instructions
+    reports: list[IntegerOnlyReport] = []
+    # `tvm.compile` takes a TIR pipeline by name only.
+    register_tir_pipeline(_PIPELINE, lambda: _checked_pipeline(reports))
+    executable = tvm.compile(mod, target=target, tir_pipeline=_PIPELINE)
+    (report,) = reports
+    return executable, report
 
 
-def export(executable: relax.VMExecutable, path: Path) -> None:
-    executable.export_library(str(path))
+def export(executable: relax.VMExecutable, path: Path, target: Target) -> None:
+    """Link the executable to a shared library at `path`; needs a C compiler for `target`."""
+    executable.export_library(str(path), **_linker(target))
+
+
+def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
+    """TVM's default lowering, with the check behind its last pass."""
+    lower, finalize_host, finalize_device = get_tir_pipeline("s_tir")
+
+    @tvm.transform.module_pass(opt_level=0)
+    def check(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        reports.append(verify_integer_only(mod))
+        return mod
+
+    return lower, lambda: tvm.transform.Sequential([finalize_host(), check]), finalize_device
+
+
+def _linker(target: Target) -> dict[str, str]:
+    if "aarch64" in str(target.attrs.get("mtriple", "")):
+        return {"cc": "aarch64-linux-gnu-gcc"}
+    return {}
