@@ -50,8 +50,9 @@ def _patchify(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     p = int(node.attrs["patch"])
     images = inputs[0]
     b, height, width, channels = images.shape
-    patches = images.reshape(b, height // p, p, width // p, p, channels)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * channels)
+    down, across = height // p, width // p
+    patches = images.reshape(b, down, p, across, p, channels)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, down * across, p * p * channels)
 
 
 def _linear(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
@@ -133,7 +134,7 @@ def _layer_norm(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     x = inputs[0]
     if "rows" in node.tensors:
         rows = node.tensors["rows"]
-        x = x[:, rows].reshape(x.shape[0], rows.shape[0], -1)
+        x = x[:, rows].reshape(x.shape[0], rows.shape[0], rows.shape[1] * x.shape[2])
     channels = x.shape[2]
     c2 = ((channels - 1).bit_length() + 1) >> 1  # ceil(log2(C) / 2)
 
@@ -170,8 +171,8 @@ def _attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     t, heads, d = node.tensors, int(node.attrs["heads"]), int(node.attrs["d"])
     pre, mult, out_mult, out_shift = (int(v) for v in t["params"])
     qkv, rows = inputs[0], t["rows"]
-    windows, tokens = rows.shape
-    split = qkv[:, rows].reshape(-1, windows, tokens, 3, heads, d)
+    (windows, tokens), batch = rows.shape, qkv.shape[0]
+    split = qkv[:, rows].reshape(batch, windows, tokens, 3, heads, d)
     q, k, v = split.transpose(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, tokens, d)
 
     acc = matmul(q, k.swapaxes(-1, -2), d << 14, work)
@@ -201,8 +202,8 @@ def _attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     y = fits(a, "A * out_mult")
     y >>= out_shift
     heads_last = saturate(y, np.uint8).transpose(0, 1, 3, 2, 4)
-    result = np.empty((qkv.shape[0], qkv.shape[1], heads * d), np.uint8)
-    result[:, rows] = heads_last.reshape(-1, windows, tokens, heads * d)
+    result = np.empty((batch, qkv.shape[1], heads * d), np.uint8)
+    result[:, rows] = heads_last.reshape(batch, windows, tokens, heads * d)
     return result
 
 

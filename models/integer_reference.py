@@ -34,7 +34,7 @@ def run(graph: IntegerGraph, images: np.ndarray, checked: bool = False) -> np.nd
     """
     name = graph.nodes[-1].name
     logits = _run(graph, images, keep=[name], checked=checked)[name]
-    return logits.reshape(len(images), -1)
+    return logits[:, 0]
 
 
 def run_all(

@@ -44,6 +44,17 @@ def random_array(rng: Rng, shape: tuple[int, ...], dtype: str, extreme: bool = F
     return np.choose(kind, [np.broadcast_to(constant, shape), mixed, spike]).astype(dtype)
 
 
+def random_images(rng: Rng, graph: IntegerGraph, count: int) -> np.ndarray:
+    """Noisy colour gradients, (count, height, width, 3) uint8: pure noise would all look alike."""
+    height, width, channels = graph.input.shape
+    top, left = rng.uniform(-1, 1, (2, count, 1, 1, channels))
+    y = np.linspace(-1, 1, height)[:, None, None]
+    x = np.linspace(-1, 1, width)[None, :, None]
+    noise = rng.normal(0, 0.2, (count, height, width, channels))
+    colour = rng.uniform(-1, 1, (count, 1, 1, channels))
+    return np.clip(128 + 80 * (colour + top * y + left * x + noise), 0, 255).astype(np.uint8)
+
+
 def requant_params(factor: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Section 2: (pre, mult), int32, of real factors in [0, 1): h units in an accumulator unit."""
     mantissa, exponent = np.frexp(np.asarray(factor, np.float64))
@@ -232,7 +243,8 @@ def random_attention(
 def random_mean_pool(
     rng: Rng, rows: int, channels: int, extreme: bool = False, name: str = "mean_pool"
 ) -> Case:
-    pre, mult = (int(v) for v in requant_params(min(128.0 / rows, 0.999)))
+    factor = min(8 * 128 / rows, 0.999)  # 8: means vary less than values
+    pre, mult = (int(v) for v in requant_params(factor))
     bias = -128 * rows + int(half(pre))
     if extreme:
         pre, mult = (int(v[0]) for v in _sticky_requant(rng, 1))
