@@ -55,13 +55,16 @@ def requirements(target: tvm.target.Target) -> dict[str, Any]:
     """What a machine must be to run code compiled for the CPU `target`.
 
     Returns:
-        {"machine": as platform.machine() says, "features": names as /proc/cpuinfo spells them}
+        {"kind": "llvm", "mcpu": LLVM's CPU name, "machine": as platform.machine() says,
+        "features": names as /proc/cpuinfo spells them}
     """
     from tvm.target import codegen  # noqa: PLC0415  the runtime imports this file without tvm
 
     triple = str(target.attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
     features = {str(name) for name in codegen.llvm_get_cpu_features(target)}
     return {
+        "kind": target.kind.name,
+        "mcpu": str(target.attrs.get("mcpu", "")),
         "machine": triple.split("-")[0],
         "features": sorted(CPUINFO_NAMES[name] for name in features & set(CPUINFO_NAMES)),
     }

@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from intswin.compile import artifact, host_cpu, runtime
 from intswin.compile.tvm_runtime import aligned_empty
 from intswin.models.errors import IntswinError
@@ -187,7 +186,12 @@ def test_requirements_of_targets():
     needs = host_cpu.requirements(Target({"kind": "llvm", "mcpu": "cascadelake"}))
     assert needs["machine"] == platform.machine()
     arm = Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+dotprod"]})
-    assert host_cpu.requirements(arm) == {"machine": "aarch64", "features": ["asimd", "asimddp"]}
+    assert host_cpu.requirements(arm) == {
+        "kind": "llvm",
+        "mcpu": "",
+        "machine": "aarch64",
+        "features": ["asimd", "asimddp"],
+    }
     if platform.machine() == "x86_64":
         assert {"sse2", "avx2", "fma", "avx512_vnni"} <= set(needs["features"])
         assert "avx512_vbmi2" not in needs["features"]

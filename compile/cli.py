@@ -1,0 +1,177 @@
+"""The command `intswin`: parses arguments, calls commands.py, turns errors into one line.
+
+Heavy modules are imported inside the commands, so that --help and predict are quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from intswin.compile import cli_options as option
+from intswin.models.errors import IntswinError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+# Packages that the extra "compile" brings; running an artifact needs none of them.
+COMPILE_PACKAGES = {
+    "torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "xgboost", "matplotlib",
+}  # fmt: skip
+
+app = typer.Typer(
+    name="intswin",
+    help="Integer-only int8 Swin transformers, compiled by Apache TVM.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.command("compile")
+def compile_(
+    *,
+    network: option.Network = "swin_micro",
+    activation: option.Activation = "relu",
+    checkpoint: option.Checkpoint = None,
+    pretrained: option.Pretrained = False,
+    num_classes: option.NumClasses = None,
+    drop_fc1_bias: option.DropFc1Bias = False,
+    onnx: option.Onnx = None,
+    calibration: option.Calibration = None,
+    calibration_method: option.CalibrationMethod = "percentile-99.99",
+    calibration_images: option.CalibrationImages = 64,
+    target: option.Target = "llvm",
+    batch: option.Batch = 1,
+    output: option.ArtifactOutput = None,
+) -> None:
+    """Quantize a network to integers and compile it to one file."""
+    fields = _given(locals(), but="output")
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.compile_artifact(fields, output)
+
+
+@app.command()
+def calibrate(
+    *,
+    network: option.Network = "swin_micro",
+    activation: option.Activation = "relu",
+    checkpoint: option.Checkpoint = None,
+    pretrained: option.Pretrained = False,
+    num_classes: option.NumClasses = None,
+    drop_fc1_bias: option.DropFc1Bias = False,
+    onnx: option.Onnx = None,
+    data: option.CalibrationData = None,
+    calibration_images: option.CalibrationImages = 64,
+    output: option.CalibrationOutput = None,
+) -> None:
+    """Collect the ranges of a float network's values on images, for `compile --calibration`."""
+    fields = _given(locals(), but="data output")
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.calibrate(fields, data, output)
+
+
+@app.command()
+def predict(
+    *,
+    photos: option.Photos,
+    artifact: option.Artifact = None,
+    top: option.Top = 3,
+) -> None:
+    """Classify photos with a compiled network."""
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.predict(photos, artifact, top)
+
+
+@app.command()
+def evaluate(
+    *,
+    data: option.LabeledData = None,
+    artifact: option.EvaluatedArtifact = None,
+    network: option.Network = "swin_micro",
+    activation: option.Activation = "relu",
+    checkpoint: option.Checkpoint = None,
+    pretrained: option.Pretrained = False,
+    num_classes: option.NumClasses = None,
+    drop_fc1_bias: option.DropFc1Bias = False,
+    onnx: option.Onnx = None,
+    calibration: option.Calibration = None,
+    calibration_method: option.CalibrationMethod = "percentile-99.99",
+    calibration_images: option.CalibrationImages = 64,
+    target: option.Target = "llvm",
+    batch: option.Batch = 1,
+    limit: option.Limit = None,
+    per_layer: option.PerLayer = False,
+) -> None:
+    """Accuracy of the float network, the integer reference and the compiled code."""
+    fields = _given(locals(), but="data artifact limit per_layer")
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.evaluate(fields, data, artifact, limit, per_layer)
+
+
+@app.command()
+def bench(
+    *,
+    network: option.Network = "swin_micro",
+    target: option.Target = "llvm",
+    batch: option.Batch = 1,
+    threads: option.Threads = None,
+    variants: option.Variants = "relu,igelu,shiftgelu,float,torch",
+    rounds: option.Rounds = 50,
+    profile: option.Profile = False,
+    output: option.BenchOutput = None,
+) -> None:
+    """Time the variants of one network in turns and compare them."""
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.bench(network, target, batch, threads, variants.split(","), rounds, profile, output)
+
+
+@app.command()
+def inspect(artifact: option.ArtifactArgument = None) -> None:
+    """Print what is inside an artifact: operators, types, scales, sizes, proofs."""
+    from intswin.compile import commands  # noqa: PLC0415
+
+    commands.inspect(artifact)
+
+
+def _given(arguments: dict[str, Any], but: str) -> dict[str, Any]:
+    """A command's arguments without some."""
+    return {name: value for name, value in arguments.items() if name not in but.split()}
+
+
+def main() -> None:
+    """Run the command line; the user's mistakes exit with 2 and one line on stderr."""
+    try:
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (IntswinError, OSError) as error:
+        status = _fail(str(error))
+    except typer.Abort:
+        status = INTERRUPTED
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        status = INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in COMPILE_PACKAGES:
+            raise
+        status = _fail(
+            f"{error.name} is not installed; compiling needs more packages than running: "
+            f"pip install 'intswin[compile]'"
+        )
+    except typer.BadParameter.__base__ as error:  # type: ignore[misc]  # click's UsageError
+        status = _fail(f"{error.format_message()} (see: intswin --help)")  # type: ignore[attr-defined]
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> int:
+    print(f"intswin: error: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
+
+
+if __name__ == "__main__":
+    main()
