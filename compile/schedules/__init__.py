@@ -25,10 +25,12 @@ _SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
 
 
 def apply_default_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """Schedule every PrimFunc with the attribute "intswin.op"; the others stay as they are."""
+    """Schedule every PrimFunc with the attribute "intswin.op" that is not scheduled already."""
     scheduled = {}
     for gvar, func in mod.functions.items():
-        if isinstance(func, tirx.PrimFunc) and "intswin.op" in func.attrs:
+        if not isinstance(func, tirx.PrimFunc) or "tirx.is_scheduled" in func.attrs:
+            continue
+        if "intswin.op" in func.attrs:
             scheduled[gvar] = _schedule(func, target)
     mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for gvar, func in scheduled.items():
