@@ -20,6 +20,18 @@ def saturate(x: Expr, dtype: str) -> Expr:
     return tirx.max(tirx.min(x, int32(int(limits.max))), int32(int(limits.min)))
 
 
+def add_saturating(a: Expr, b: Expr) -> Expr:
+    """A + b of int16, clamped to int16."""
+    return tirx.call_llvm_pure_intrin("int16", "llvm.sadd.sat", a, b)
+
+
+def clamp(x: Expr, dtype: str) -> Expr:
+    """Int16 `x` clamped to an 8-bit `dtype` and converted."""
+    limits = np.iinfo(dtype)
+    low, high = (tirx.const(int(limit), "int16") for limit in (limits.min, limits.max))
+    return tirx.max(tirx.min(x, high), low).astype(dtype)
+
+
 def requant16(acc: Expr, pre: Expr, mult: Expr) -> Expr:
     """docs/integer-semantics.md section 2; int32 in and out, `acc` holds half(pre) already."""
     return (saturate(acc >> pre, "int16") * mult + int32(1 << 14)) >> int32(15)

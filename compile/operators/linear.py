@@ -7,12 +7,21 @@ sees is exactly (B, rows, N).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from intswin.compile.operators.expressions import emit_compute, int32, requant16, saturate
+from intswin.compile.operators.expressions import (
+    add_saturating,
+    clamp,
+    emit_compute,
+    int32,
+    requant16,
+)
 from intswin.compile.operators.integer_gelu import gelu
 from intswin.compile.targets import has_avx2, has_vnni
 from intswin.models.integer_graph import Node
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 from tvm.target import Target
 
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
@@ -33,13 +42,18 @@ def emit(
     # What is added before the last shift: the zero point and the rounding.
     offset = (int(node.attrs["zero_point"]) << frac) + ((1 << frac) >> 1)
 
-    def per_channel(name: str) -> np.ndarray:
-        return np.pad(node.tensors[name], (0, -channels % columns)).astype(np.int32)
+    def per_channel(name: str, dtype: type) -> np.ndarray:
+        vector = np.pad(node.tensors[name], (0, -channels % columns))
+        return vector.astype(dtype).reshape(-1, columns)
 
-    args = [*inputs[:1], packed, *(per_channel(name) for name in ("bias", "pre", "mult"))]
+    args = [
+        *(inputs[0], packed),
+        *(per_channel("bias", np.int32), per_channel("pre", np.int32)),
+        per_channel("mult", np.int16),
+    ]
     has_residual, has_activation = len(inputs) == 2, activation != "none"
     if out in ("u8", "s8"):
-        args.append(np.array([offset], np.int32))
+        args.append(np.array([offset], np.int16))
     if has_activation:
         args.append(node.tensors["act_params"].astype(np.int32))
     args.extend(inputs[1:])
@@ -49,21 +63,25 @@ def emit(
         residual = others.pop() if has_residual else None
         act_params = others.pop() if has_activation else None
 
-        def epilogue(acc: tirx.Expr, b: tirx.Expr, r: tirx.Expr, n: tirx.Expr) -> tirx.Expr:
-            h = requant16(acc + bias[n], pre[n], mult[n])
+        def requantize(acc: Expr, block: Expr, lane: Expr) -> Expr:
+            wide = mult[block, lane].astype("int32")
+            return requant16(acc + bias[block, lane], pre[block, lane], wide).astype("int16")
+
+        def epilogue(h: Expr, b: Expr, r: Expr, n: Expr) -> Expr:
             if act_params is not None:
-                h = gelu(activation, h, act_params)
+                h = gelu(activation, h.astype("int32"), act_params).astype("int16")
             if out in ("u8", "s8"):
-                y = saturate((h + others[0][0]) >> int32(frac), _DTYPES[out])
-            elif residual is not None:
+                # In int16, which vectors have twice as many of: a sum that saturates is one that
+                # the clamp to 8 bits would have cut anyway.
+                shifted = add_saturating(h, others[0][0]) >> tirx.const(frac, "int16")
+                return clamp(shifted, _DTYPES[out])
+            if residual is not None:
                 row = tirx.min(r, int32(int(residual.shape[1]) - 1))
                 column = n if channels % columns == 0 else tirx.min(n, int32(channels - 1))
-                y = saturate(h + residual[b, row, column].astype("int32"), "int16")
-            else:
-                y = h
-            return y.astype(_DTYPES[out])
+                return add_saturating(h, residual[b, row, column])
+            return h.astype(_DTYPES[out])
 
-        return _gemm(x, w, layout, channels, epilogue)
+        return _gemm(x, w, layout, channels, requantize, epilogue)
 
     attrs = {"layout": layout, "out": out, "activation": activation}
     return emit_compute(bb, "linear", compute, args, attrs)
@@ -103,8 +121,15 @@ def padded_rows(rows: int) -> int:
     return rows
 
 
-def _gemm(x: te.Tensor, w: te.Tensor, layout: str, channels: int, epilogue) -> te.Tensor:  # noqa: ANN001
-    """Accumulators `acc` by column blocks, and `tile` or `y` (B, R, channels) from them."""
+def _gemm(
+    x: te.Tensor,
+    w: te.Tensor,
+    layout: str,
+    channels: int,
+    requantize: Callable[..., Expr],
+    epilogue: Callable[..., Expr],
+) -> te.Tensor:
+    """`acc` and `h` by column blocks, then `y` (B, R, channels): cut from `tile` where padded."""
     batch, rows, depth = (int(extent) for extent in x.shape)
     blocks = int(w.shape[0])
     columns = 8 if layout == "avx2" else 16
@@ -112,7 +137,7 @@ def _gemm(x: te.Tensor, w: te.Tensor, layout: str, channels: int, epilogue) -> t
     if layout != "plain" and depth % 4:  # whole groups of four input channels
         x = _zero_padded(x, depth + -depth % 4)
 
-    def row(r: tirx.Expr) -> tirx.Expr:
+    def row(r: Expr) -> Expr:
         return r if tiled_rows == rows else tirx.min(r, int32(rows - 1))
 
     def axis(extent: int, name: str) -> tirx.IterVar:
@@ -126,7 +151,7 @@ def _gemm(x: te.Tensor, w: te.Tensor, layout: str, channels: int, epilogue) -> t
     else:
         reduction = [axis(int(w.shape[1]), "ko"), axis(2, "parity"), axis(2, "pair")]
 
-    def product(b: tirx.Expr, r: tirx.Expr, no: tirx.Expr, ni: tirx.Expr) -> tirx.Expr:
+    def product(b: Expr, r: Expr, no: Expr, ni: Expr) -> Expr:
         if layout == "plain":
             (k,) = reduction
             left, right = x[b, row(r), k], w[no, k, ni]
@@ -141,18 +166,16 @@ def _gemm(x: te.Tensor, w: te.Tensor, layout: str, channels: int, epilogue) -> t
         return te.sum(left.astype("int32") * right.astype("int32"), axis=reduction)
 
     acc = te.compute((batch, tiled_rows, blocks, columns), product, "acc")
-    if tiled_rows == rows and blocks * columns == channels:
-        return te.compute(
-            (batch, rows, channels),
-            lambda b, r, n: epilogue(acc[b, r, n // columns, n % columns], b, r, n),
-            "y",
-        )
-    tile = te.compute(
+    h = te.compute(acc.shape, lambda b, r, no, ni: requantize(acc[b, r, no, ni], no, ni), "h")
+    exact = tiled_rows == rows and blocks * columns == channels
+    y = te.compute(
         (batch, tiled_rows, blocks * columns),
-        lambda b, r, n: epilogue(acc[b, r, n // columns, n % columns], b, r, n),
-        "tile",
+        lambda b, r, n: epilogue(h[b, r, n // columns, n % columns], b, r, n),
+        "y" if exact else "tile",
     )
-    return te.compute((batch, rows, channels), lambda b, r, n: tile[b, r, n], "y")
+    if exact:
+        return y
+    return te.compute((batch, rows, channels), lambda b, r, n: y[b, r, n], "y")
 
 
 def _zero_padded(x: te.Tensor, channels: int) -> te.Tensor:

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from intswin.compile.schedules.x86_intrinsics import AVX2_DOT, VNNI_DOT
+from intswin.compile.schedules.x86_intrinsics import (
+    AVX2_DOT,
+    AVX2_REQUANTIZE,
+    VNNI_DOT,
+    VNNI_REQUANTIZE,
+)
 from tvm import s_tir
 from tvm.s_tir.schedule.analysis import has_block
 from tvm.target import Target
@@ -32,6 +37,7 @@ class GemmTile:
 
 
 _INTRINSICS = {"vnni": VNNI_DOT, "avx2": AVX2_DOT}
+_REQUANTIZE = {"vnni": VNNI_REQUANTIZE, "avx2": AVX2_REQUANTIZE}
 # (rows, blocks) by preference: 32 registers hold accumulators, weights and an activation on
 # AVX-512 and NEON, 16 on AVX2. The first that divides the matrix is taken.
 _ROWS = {"vnni": (7, 8, 6, 5), "avx2": (4, 5, 6, 3), "plain": (7, 8, 6, 5)}
@@ -65,12 +71,21 @@ def schedule_linear(sch: s_tir.Schedule, target: Target, tile: GemmTile | None =
     sch.reorder(block_out, batch, row_out, row_in, block_in, lane)
     outer = sch.fuse(block_out, batch, row_out)
     sch.parallel(outer)
+    requantized = sch.get_sblock("h")
+    sch.compute_at(requantized, outer, preserve_unit_loops=True)
     sch.compute_at(acc, outer, preserve_unit_loops=True)
     if cropped:
         sch.reverse_compute_at(sch.get_sblock("y"), outer, preserve_unit_loops=True)
     sch.vectorize(lane)
     sch.unroll(block_in)
     sch.unroll(row_in)
+    *_, row, block, requantized_lane = sch.get_loops(requantized)
+    sch.unroll(row)
+    sch.unroll(block)
+    if layout in _INTRINSICS:
+        sch.tensorize(requantized_lane, _REQUANTIZE[layout])
+    else:
+        sch.vectorize(requantized_lane)
     _schedule_accumulation(sch, acc, layout, tile)
 
 
