@@ -227,6 +227,7 @@ def _mean_pool(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     """3.6: mean over rows."""
     bias, pre, mult = (int(v) for v in node.tensors["params"])
     acc = inputs[0].sum(axis=1, keepdims=True, dtype=work)
+    acc *= 256
     acc += bias
     return requant8(requant16(acc, pre, mult), 128, 7, np.uint8)
 

@@ -243,12 +243,12 @@ def random_attention(
 def random_mean_pool(
     rng: Rng, rows: int, channels: int, extreme: bool = False, name: str = "mean_pool"
 ) -> Case:
-    factor = min(8 * 128 / rows, 0.999)  # 8: means vary less than values
+    factor = min(8 * 128 / (256 * rows), 0.999)  # 8: means vary less than values
     pre, mult = (int(v) for v in requant_params(factor))
-    bias = -128 * rows + int(half(pre))
+    bias = -128 * 256 * rows + int(half(pre))
     if extreme:
         pre, mult = (int(v[0]) for v in _sticky_requant(rng, 1))
-        bias = int(rng.choice([-(1 << 31), (1 << 31) - 1 - 255 * rows]))
+        bias = int(rng.choice([-(1 << 31), (1 << 31) - 1 - 255 * 256 * rows]))
     node = Node(
         name,
         "mean_pool",

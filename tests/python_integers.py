@@ -224,7 +224,7 @@ def mean_pool(tensors: dict, attrs: dict, x: Rows) -> Rows:
     bias, pre, mult = tensors["params"]
     y = []
     for channel in range(len(x[0])):
-        acc = i32(sum(row[channel] for row in x) + bias)
+        acc = i32(i32(256 * sum(row[channel] for row in x)) + bias)
         y.append(clamp(requant8(requant16(acc, pre, mult), 128, 7), 0, 255))
     return [y]
 

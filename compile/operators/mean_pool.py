@@ -26,7 +26,7 @@ def emit(
         )
 
         def requantized(b: te.Var, one: te.Var, c: te.Var) -> te.Tensor:
-            h = requant16(acc[b, c] + params[0], params[1], params[2])
+            h = requant16(acc[b, c] * int32(256) + params[0], params[1], params[2])
             return saturate((h + int32(_OFFSET)) >> int32(_FRAC), "uint8").astype("uint8")
 
         return te.compute((batch, 1, channels), requantized, "y")

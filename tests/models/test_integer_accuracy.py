@@ -131,8 +131,8 @@ def test_mean_pool(rows):
     """One step of its output."""
     rng = np.random.default_rng(0)
     case = graphs.random_mean_pool(rng, rows, 64)
-    pre, mult = (int(v) for v in graphs.requant_params(0.9 * 128 / rows))
-    case.node.tensors["params"][:] = [-128 * rows + graphs.half(pre), pre, mult]
+    pre, mult = (int(v) for v in graphs.requant_params(0.9 * 128 / (256 * rows)))
+    case.node.tensors["params"][:] = [-128 * 256 * rows + graphs.half(pre), pre, mult]
     x = np.clip(np.rint(rng.normal(128, 40, (3, rows, 64))), 0, 255)
     y = execute(case.node, [x.astype(np.uint8)])[:, 0].astype(float)
     assert np.abs(y - 128 - 0.9 * (x.mean(axis=1) - 128)).max() < 0.52
