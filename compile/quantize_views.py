@@ -8,9 +8,11 @@ the float graph are then evaluated on index tensors and leave no operator behind
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from intswin.compile.float_graph import FloatOp, evaluate
 from intswin.models.errors import IntswinError
 
 

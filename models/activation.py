@@ -26,9 +26,7 @@ def mlps(model: nn.Module) -> list[Mlp]:
     return found
 
 
-def replace_activation(
-    model: nn.Module, activation: str, drop_fc1_bias: bool = False
-) -> nn.Module:
+def replace_activation(model: nn.Module, activation: str, drop_fc1_bias: bool = False) -> nn.Module:
     """Set the activation of every MLP to ``"relu"`` or ``"gelu"``, in place; returns the model.
 
     ``drop_fc1_bias`` removes the bias before the activation as well: the paper fuses it with GELU

@@ -26,9 +26,7 @@ from intswin.models.errors import IntswinError
 PICKLED = (".pth", ".pt", ".bin")
 
 
-def save_checkpoint(
-    model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float16
-) -> None:
+def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the parameters as ``dtype`` to a .safetensors or .pth file.
 
     The file appears whole or not at all. Raises IntswinError on another suffix or when the disk

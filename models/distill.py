@@ -34,7 +34,7 @@ class SwinStages(nn.Module):
     def __init__(self, swin: SwinTransformer) -> None:
         super().__init__()
         self.swin = swin
-        self.channels = [stage.dim for stage in swin.layers][-3:]
+        self.channels = [info["num_chs"] for info in swin.feature_info[-3:]]
 
     def forward(self, images: Tensor) -> Taught:
         """(N, 3, H, W) -> logits (N, classes), maps [(N, h, w, channels)]."""

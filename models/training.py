@@ -10,6 +10,7 @@ any choice by validation accuracy: the last EMA weights are the result, validati
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +54,49 @@ class Photos:
     labels: Tensor
 
 
+def augmented_batches(
+    photos: Photos, augment: Augment, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented batches without end, each photo once per round.
+
+    On a GPU they are made on a stream of their own: RandAugment waits for its small uploads, and
+    must not wait for the training step that runs meanwhile.
+    """
+    device = photos.images.device
+    if device.type != "cuda":
+        while True:
+            for chosen in torch.randperm(len(photos.images)).split(batch_size):
+                if len(chosen) == batch_size:
+                    yield augment(photos.images[chosen], photos.labels[chosen])
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(main)
+    while True:
+        with torch.cuda.stream(side):
+            order = torch.randperm(len(photos.images), device=device)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            with torch.cuda.stream(side):
+                chosen = order[start : start + batch_size]
+                inputs, targets = augment(photos.images[chosen], photos.labels[chosen])
+            main.wait_stream(side)
+            inputs.record_stream(main)
+            targets.record_stream(main)
+            yield inputs, targets
+
+
 class Trainer:
     """Trains ``distillation.student`` and keeps an exponential moving average of its weights."""
 
     def __init__(self, distillation: Distillation, recipe: Recipe, augment: Augment) -> None:
         self.recipe, self.augment = recipe, augment
         self.distillation = distillation.train()
-        self.device = next(distillation.parameters()).device
-        on_gpu = self.device.type == "cuda"
+        self.device = distillation.label_rows.device
         self.step, self.elapsed_s = 0, 0.0
         self.optimizer = create_optimizer_v2(
             distillation,
             opt="adamw",
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
-            fused=on_gpu,
+            fused=self.device.type == "cuda",
         )
         self.schedule = CosineLRScheduler(
             self.optimizer,
@@ -77,9 +106,7 @@ class Trainer:
             warmup_lr_init=recipe.learning_rate / 100,
             t_in_epochs=False,
         )
-        self.ema = ModelEmaV3(
-            distillation.student.swin, decay=recipe.ema_decay, use_warmup=True
-        )
+        self.ema = ModelEmaV3(distillation.student.swin, decay=recipe.ema_decay, use_warmup=True)
         self.loss = torch.compile(distillation) if recipe.compile else distillation
 
     @property
@@ -90,54 +117,60 @@ class Trainer:
     def run(self, photos: Photos, validation: Photos, state_path: Path) -> None:
         """Train until the budget or the pause, printing progress; keep ``state_path`` fresh."""
         recipe = self.recipe
-        if len(photos.images) < recipe.batch_size:
-            raise IntswinError(
-                f"{len(photos.images)} photos are fewer than one batch; "
-                f"pass --batch-size {len(photos.images) // 2 * 2} or less"
-            )
+        if recipe.batch_size % 2 or recipe.batch_size > len(photos.images):
+            most = len(photos.images) // 2 * 2
+            raise IntswinError(f"pass --batch-size with an even number of at most {most}")
         started = time.monotonic()
-        first = self._train_step(photos, self._shuffled(photos)[: recipe.batch_size])
-        print(f"first step {time.monotonic() - started:.1f} s, loss {first.tolist()}", flush=True)
+        pause_s = float("inf")
+        if recipe.pause_after_minutes is not None:
+            pause_s = recipe.pause_after_minutes * 60
+        batches = augmented_batches(photos, self.augment, recipe.batch_size)
+        parts = self._train_step(*next(batches)).tolist()
+        print(f"first step after {time.monotonic() - started:.1f} s, loss {parts}", flush=True)
+        self._report_from = self.step
         clock = last_report = last_state = time.monotonic()
-        step_at_report = self.step
+        previous_done = None
         paused = False
         while not (self.finished or paused):
-            for chosen in self._shuffled(photos).split(recipe.batch_size):
-                if len(chosen) < recipe.batch_size or self.finished or paused:
-                    break
-                parts = self._train_step(photos, chosen)
-                # Waiting for the step before the clock is read keeps the schedule honest; one
-                # step is tens of milliseconds, so the GPU hardly idles.
-                label, classes, maps = parts.tolist()
-                now = time.monotonic()
-                self.elapsed_s, clock = self.elapsed_s + now - clock, now
-                pause = recipe.pause_after_minutes
-                paused = pause is not None and now - started > pause * 60
-                if now - last_report > recipe.report_every_s or self.finished or paused:
-                    speed = (self.step - step_at_report) * recipe.batch_size / (now - last_report)
-                    top1, _ = accuracy(self.ema.module, validation, self.augment.preprocess)
-                    print(
-                        f"step {self.step} epoch "
-                        f"{self.step * recipe.batch_size / len(photos.images):.1f} "
-                        f"label {label:.3f} classes {classes:.3f} maps {maps:.3f} "
-                        f"lr {self.optimizer.param_groups[0]['lr']:.1e} {speed:.0f} photos/s "
-                        f"validation top-1 {top1:.2f} % "
-                        f"left {recipe.minutes * 60 - self.elapsed_s:.0f} s",
-                        flush=True,
-                    )
-                    last_report, step_at_report = time.monotonic(), self.step
-                if now - last_state > STATE_EVERY_S:
-                    self.save_state(state_path)
-                    last_state = now
+            # The batch is made while the previous step still runs; then wait for that step, lest
+            # the queue grow and the clock lose touch with the work done.
+            inputs, targets = next(batches)
+            if previous_done is not None:
+                previous_done.synchronize()
+            now = time.monotonic()
+            self.elapsed_s, clock = self.elapsed_s + now - clock, now
+            paused = now - started > pause_s
+            step_parts = self._train_step(inputs, targets)
+            if self.device.type == "cuda":
+                previous_done = torch.cuda.Event()
+                previous_done.record()
+            if now - last_report > recipe.report_every_s or self.finished or paused:
+                self._report(step_parts, len(photos.images), now - last_report, validation)
+                last_report = time.monotonic()
+            if now - last_state > STATE_EVERY_S:
+                self.save_state(state_path)
+                last_state = now
         self.save_state(state_path)
 
-    def _shuffled(self, photos: Photos) -> Tensor:
-        return torch.randperm(len(photos.images), device=self.device)
+    def _report(self, parts: Tensor, count: int, since_s: float, validation: Photos) -> None:
+        batch = self.recipe.batch_size
+        label, classes, maps = parts.tolist()
+        speed = (self.step - self._report_from) * batch / since_s
+        self._report_from = self.step
+        rows = self.distillation.label_rows
+        top1, _ = accuracy(self.ema.module, validation, self.augment.preprocess, rows)
+        print(
+            f"step {self.step} epoch {self.step * batch / count:.1f} "
+            f"label {label:.3f} classes {classes:.3f} maps {maps:.3f} "
+            f"lr {self.optimizer.param_groups[0]['lr']:.1e} {speed:.0f} photos/s "
+            f"validation top-1 {top1:.2f} % "
+            f"left {max(0.0, self.recipe.minutes * 60 - self.elapsed_s):.0f} s",
+            flush=True,
+        )
 
-    def _train_step(self, photos: Photos, chosen: Tensor) -> Tensor:
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         progress = min(1.0, self.elapsed_s / (self.recipe.minutes * 60))
         self.schedule.step_update(round(progress * SCHEDULE_TICKS))
-        inputs, targets = self.augment(photos.images[chosen], photos.labels[chosen])
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss, parts = self.loss(inputs, targets)
@@ -183,19 +216,25 @@ def seed_everything(seed: int) -> None:
 
 @torch.inference_mode()
 def accuracy(
-    model: nn.Module, photos: Photos, preprocess: Preprocess, batch_size: int = 256
+    model: nn.Module,
+    photos: Photos,
+    preprocess: Preprocess,
+    rows: Tensor | None = None,
+    batch_size: int = 256,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of a network whose outputs are the photos' classes.
+    """Top-1 and top-5 in percent, in the network's own precision.
 
-    A network with more outputs than that is to be cut down first; float32 throughout.
+    ``rows`` picks the outputs that are the photos' classes, all of them by default.
     """
     model.eval()
     hits = torch.zeros(2, dtype=torch.int64)
     for images, labels in zip(
         photos.images.split(batch_size), photos.labels.split(batch_size), strict=True
     ):
-        best = model(normalize(images, preprocess)).topk(5).indices
-        hit = best == labels[:, None]
+        logits = model(normalize(images, preprocess))
+        if rows is not None:
+            logits = logits[:, rows]
+        hit = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits += torch.stack((hit[:, 0].sum(), hit.any(1).sum())).cpu()
     top1, top5 = (100 * hits / len(photos.labels)).tolist()
     return top1, top5

@@ -55,25 +55,18 @@ def emit(
     if out in ("u8", "s8"):
         args.append(np.array([offset], np.int16))
     if has_activation:
-        args.append(node.tensors["act_params"].astype(np.int32))
+        args.extend(_activation_args(node.tensors["act_params"], columns))
     args.extend(inputs[1:])
 
     def compute(x: te.Tensor, w: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         bias, pre, mult, *others = rest
         residual = others.pop() if has_residual else None
-        act_params = others.pop() if has_activation else None
-
-        def requantize(acc: Expr, block: Expr, lane: Expr) -> Expr:
-            wide = mult[block, lane].astype("int32")
-            return requant16(acc + bias[block, lane], pre[block, lane], wide).astype("int16")
 
         def epilogue(h: Expr, b: Expr, r: Expr, n: Expr) -> Expr:
-            if act_params is not None:
-                h = gelu(activation, h.astype("int32"), act_params).astype("int16")
             if out in ("u8", "s8"):
                 # In int16, which vectors have twice as many of: a sum that saturates is one that
                 # the clamp to 8 bits would have cut anyway.
-                shifted = add_saturating(h, others[0][0]) >> tirx.const(frac, "int16")
+                shifted = add_saturating(h, offsets[0]) >> tirx.const(frac, "int16")
                 return clamp(shifted, _DTYPES[out])
             if residual is not None:
                 row = tirx.min(r, int32(int(residual.shape[1]) - 1))
@@ -81,7 +74,15 @@ def emit(
                 return add_saturating(h, residual[b, row, column])
             return h.astype(_DTYPES[out])
 
-        return _gemm(x, w, layout, channels, requantize, epilogue)
+        h = _requantized("h", acc, bias, pre, mult)
+        if has_activation:
+            constants, *requantization = others
+            product = te.compute(
+                h.shape,
+                lambda *i: _GELUS[activation](h[i].astype("int32"), constants),
+                "product",
+            )
+            h = _requantized("activated", product, *requantization)
 
     attrs = {"layout": layout, "out": out, "activation": activation}
     return emit_compute(bb, "linear", compute, args, attrs)

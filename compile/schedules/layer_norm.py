@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T  # noqa: N812  the name that TVM gives it
-
 from intswin.compile.schedules import simd
 from intswin.compile.schedules.simd import Expr, Simd, cast, const, let, load, splat, store
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
 
 _GROUP = 16  # rows: the lanes of the step between the sums and the output
 _TASKS = 4  # the number of groups is a multiple, for balance on 2 and 4 cores
@@ -48,9 +47,10 @@ class LayerNormShape:
 
 
 def layer_norm_kernel(shape: LayerNormShape, isa: Simd) -> tirx.PrimFunc:
-    """x int16 (B, R', c) [, rows int32 (R, G)], gamma int16, beta int32 (C), eps int64 (1) -> y.
+    """Make the PrimFunc of all layers of a shape, for a CPU.
 
-    y is (B, R, C) of dtype `shape.out`, C = G * c.
+    Its arguments: x int16 (B, R', c); rows int32 (R, G) where `shape.indexed`; gamma int16 (C);
+    beta int32 (C); eps int64 (1); the output y (B, R, C) of dtype `shape.out`, C = G * c.
     """
     total = shape.batch * shape.rows
     tasks = -(-total // _GROUP)
@@ -148,7 +148,7 @@ class _Kernel:
         T.buffer_store(sums, s1, [m])
 
     def _output(self, row: Expr, s1: Expr, exponent: Expr, reciprocal: Expr) -> None:
-        """y of one row."""
+        """Write a row of y."""
         shape = self.shape
         b, i = self._place(row)
         zero = tirx.const(0, "int32")
@@ -222,7 +222,7 @@ def _root_bits(channels: int) -> int:
 
 
 def _reciprocal_root(w: Expr) -> Expr:
-    """r = min(2^29 // floor(sqrt(w)), 32767) of w in [2^28, 2^30), bit by bit."""
+    """min(2^29 // floor(sqrt(w)), 32767) of w in [2^28, 2^30), bit by bit."""
     lanes = simd.lanes_of(w)
     # Loops over scratch: TVM's simplifier would expand a chain of bindings exponentially.
     root, quotient = simd.scratch((lanes,), "int32"), simd.scratch((lanes,), "int32")

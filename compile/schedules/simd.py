@@ -11,11 +11,10 @@ import dataclasses
 
 import numpy as np
 import tvm
+from intswin.compile.targets import has_avx2, has_vnni
 from tvm import tirx
 from tvm.target import Target
-from tvm.tirx.script.builder import ir as T  # noqa: N812  the name that TVM gives it
-
-from intswin.compile.targets import has_avx2, has_vnni
+from tvm.tirx.script.builder import ir as T
 
 Expr = tirx.Expr
 Buffer = tirx.Buffer
@@ -123,8 +122,9 @@ def const(value: int, like: Expr) -> Expr:
 
 
 def cast(x: Expr, dtype: str) -> Expr:
-    """Convert the lanes of `x`. Signed to unsigned goes through `bits` (TVM's analysis of casts
-    of negative numbers to unsigned types fails).
+    """Convert the lanes of `x`.
+
+    From signed to unsigned use `bits`: TVM's analysis of such a cast fails on negative ranges.
     """
     return x.astype(vector(dtype, lanes_of(x)))
 
@@ -153,7 +153,7 @@ def clamp(x: Expr, dtype: str) -> Expr:
 
 
 def add_saturating(a: Expr, b: Expr) -> Expr:
-    """a + b of signed lanes, clamped to their dtype."""
+    """Add signed lanes and clamp to their dtype."""
     return intrinsic(dtype_of(a), "llvm.sadd.sat", a, b)
 
 
