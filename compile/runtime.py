@@ -85,6 +85,13 @@ class CompiledNetwork:
             return np.zeros((0, len(self.classes)), np.int32)
         return np.concatenate(parts)[: len(images)]
 
+    def kernel_times(self, images: np.ndarray) -> list[tuple[str, float]]:
+        """Seconds of each kernel of one call, in execution order; `images` as in `__call__`."""
+        self._check(images)
+        with self._lock:
+            np.copyto(self._input, images)
+            return self._machine.kernel_times(self._input)
+
     def predict(
         self, images: np.ndarray | Sequence[str | Path | np.ndarray], top: int = 1
     ) -> list[list[Prediction]]:

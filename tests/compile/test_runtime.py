@@ -141,6 +141,15 @@ def test_many_threads_at_once(network):
     assert wrong == []
 
 
+def test_kernel_times(network):
+    times = network.kernel_times(images(BATCH))
+    kernels = [(name, seconds) for name, seconds in times if not name.startswith("vm.")]
+    assert len(kernels) == 2
+    assert all(0 < seconds < 1 for _, seconds in kernels)
+    batch = images(BATCH, seed=3)
+    np.testing.assert_array_equal(network(batch), expected_logits(batch))  # and back to normal
+
+
 @pytest.mark.parametrize(
     "bad",
     [

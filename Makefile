@@ -1,0 +1,40 @@
+# The two commands of the README are `make demo` and `make test`. A second run reuses .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# pytest-xdist workers: two, or fewer cores' worth.
+WORKERS ?= 2
+PHOTOS := $(wildcard models/assets/photos/*.jpg models/assets/photos/*.png)
+
+.PHONY: demo test lint clean
+
+demo: .venv/compile
+	$(BIN)/intswin compile
+	$(BIN)/intswin predict $(PHOTOS)
+	$(BIN)/intswin bench --variants relu,igelu --rounds 30
+
+# Each worker runs compiled code: without a limit they would fight for the cores.
+test: .venv/dev
+	TVM_NUM_THREADS=$${TVM_NUM_THREADS:-2} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not gpu" --durations=15
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy compile models
+
+clean:
+	rm -rf .venv out
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("intswin needs Python 3.10 or newer, PYTHON=... chooses it") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+
+# Editable, so that a change of the code needs no second installation.
+.venv/compile: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[compile]"
+	@touch $@
+
+.venv/dev: .venv/compile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[compile,dev]"
+	@touch $@
