@@ -8,6 +8,7 @@ plain scalar code. Nothing here needs a target feature that `Simd.of` has not lo
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeAlias
 
 import numpy as np
 import tvm
@@ -16,8 +17,8 @@ from tvm import tirx
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
-Expr = tirx.Expr
-Buffer = tirx.Buffer
+Expr: TypeAlias = tirx.Expr
+Buffer: TypeAlias = tirx.Buffer
 
 
 @dataclasses.dataclass(frozen=True)

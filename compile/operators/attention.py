@@ -1,0 +1,45 @@
+"""`attention`: softmax(q k^T + bias) v in windows given by index tables (section 3.5)."""
+
+from __future__ import annotations
+
+import numpy as np
+from intswin.compile.schedules import simd
+from intswin.compile.schedules.attention import AttentionShape, attention_kernel, padded_tokens
+from intswin.models.errors import IntswinError
+from intswin.models.integer_graph import Node
+from tvm import relax
+from tvm.target import Target
+
+
+def emit(
+    bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
+) -> relax.Expr:
+    """Emit qkv int8 (B, R, 3 * heads * d) -> uint8 (B, R, heads * d); needs no schedule.
+
+    Raises:
+        IntswinError: the kernel does not take heads of so many channels.
+    """
+    (qkv,) = inputs
+    rows, bias = node.tensors["rows"], node.tensors.get("bias")
+    heads, d = int(node.attrs["heads"]), int(node.attrs["d"])
+    if d % 16:
+        raise IntswinError(f"{node.name}: heads of {d} channels; a multiple of 16 is needed")
+    isa = simd.Simd.of(target)
+    windows, tokens = rows.shape
+    shape = AttentionShape(
+        batch=batch,
+        rows=rows.size,
+        windows=windows,
+        tokens=tokens,
+        heads=heads,
+        d=d,
+        patterns=0 if bias is None else bias.shape[0],
+    )
+    arrays = [rows.astype(np.int32), node.tensors["params"].astype(np.int32)]
+    if bias is not None:
+        padding = padded_tokens(tokens, isa) - tokens
+        arrays.append(np.pad(bias.astype(np.int16), [(0, 0), (0, 0), (0, 0), (0, padding)]))
+        arrays.append(node.tensors["pattern"].astype(np.int32))
+    gvar = bb.add_func(attention_kernel(shape, isa), "attention")
+    out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
+    return bb.emit(relax.call_tir(gvar, [qkv, *simd.constants(*arrays)], out))

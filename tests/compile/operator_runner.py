@@ -1,0 +1,33 @@
+"""Compile one operator, for tests against the reference."""
+
+import importlib
+
+import tvm
+from intswin.compile.targets import get_target, has_avx2
+from tvm import relax
+
+# Those whose code this CPU can run.
+TARGETS = ["llvm", *(["llvm-x86-64-v3"] if has_avx2(get_target("llvm")) else [])]
+
+
+def emit_operator(case, batch, target):
+    """A module whose `main` is the operator alone."""
+    operator = importlib.import_module(f"intswin.compile.operators.{case.node.op}")
+    bb = relax.BlockBuilder()
+    inputs = [
+        relax.Var(f"x{i}", relax.TensorType([batch, *spec.shape], spec.dtype))
+        for i, spec in enumerate(case.specs)
+    ]
+    with bb.function("main", inputs):
+        with bb.dataflow():
+            out = bb.emit_output(operator.emit(bb, case.node, inputs, batch, target))
+        bb.emit_func_output(out)
+    return bb.get()
+
+
+def compile_operator(case, batch, target_name):
+    """A function from arrays to the array that the compiled operator makes of them."""
+    target = get_target(target_name)
+    executable = tvm.compile(emit_operator(case, batch, target), target=target)
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    return lambda *arrays: machine["main"](*map(tvm.runtime.tensor, arrays)).numpy()
