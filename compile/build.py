@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tvm
 from intswin.compile.schedules import apply_default_schedules
+from intswin.compile.stack_buffers import keep_small_buffers_on_stack
 from intswin.compile.verify_integer_only import IntegerOnlyReport, verify_integer_only
 from tvm import relax
 from tvm.target import Target
@@ -43,7 +44,7 @@ def export(executable: relax.VMExecutable, path: Path, target: Target) -> None:
 
 
 def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
-    """TVM's default lowering, with the check behind its last pass."""
+    """TVM's default lowering, small buffers on the stack, and the check behind the last pass."""
     lower, finalize_host, finalize_device = get_tir_pipeline("s_tir")
 
     @tvm.transform.module_pass(opt_level=0)
@@ -51,7 +52,10 @@ def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
         reports.append(verify_integer_only(mod))
         return mod
 
-    return lower, lambda: tvm.transform.Sequential([finalize_host(), check]), finalize_device
+    def finalize() -> tvm.transform.Pass:
+        return tvm.transform.Sequential([keep_small_buffers_on_stack, finalize_host(), check])
+
+    return lower, finalize, finalize_device
 
 
 def _linker(target: Target) -> dict[str, str]:

@@ -5,10 +5,9 @@ Both take int32 `t` in int16's range, of scale 2^-k, and give P = t * g before i
 
 from __future__ import annotations
 
+from intswin.compile.operators.expressions import int32, let
 from tvm import te, tirx
 from tvm.ir import Expr
-
-from intswin.compile.operators.expressions import int32, let
 
 
 def igelu(t: Expr, act_params: te.Tensor) -> Expr:
@@ -46,7 +45,9 @@ def _shiftexp(d: Expr, k: Expr) -> Expr:
         f = i & ((int32(1) << k) - int32(1))
         return (((int32(1) << k) - (f >> int32(1))) << (int32(15) - k)) >> n
 
-    return let(d, lambda d: let(int32(0) - (d + (d >> int32(1)) - (d >> int32(4))), power, "i"), "d")
+    return let(
+        d, lambda d: let(int32(0) - (d + (d >> int32(1)) - (d >> int32(4))), power, "i"), "d"
+    )
 
 
 def _quotient(p: Expr, denominator: Expr) -> Expr:

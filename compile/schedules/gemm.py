@@ -71,21 +71,23 @@ def schedule_linear(sch: s_tir.Schedule, target: Target, tile: GemmTile | None =
     sch.reorder(block_out, batch, row_out, row_in, block_in, lane)
     outer = sch.fuse(block_out, batch, row_out)
     sch.parallel(outer)
-    requantized = sch.get_sblock("h")
-    sch.compute_at(requantized, outer, preserve_unit_loops=True)
+    stages = [name for name in ("activated", "product", "h") if has_block(sch, name)]
+    for name in stages:
+        sch.compute_at(sch.get_sblock(name), outer, preserve_unit_loops=True)
     sch.compute_at(acc, outer, preserve_unit_loops=True)
     if cropped:
         sch.reverse_compute_at(sch.get_sblock("y"), outer, preserve_unit_loops=True)
     sch.vectorize(lane)
     sch.unroll(block_in)
     sch.unroll(row_in)
-    *_, row, block, requantized_lane = sch.get_loops(requantized)
-    sch.unroll(row)
-    sch.unroll(block)
-    if layout in _INTRINSICS:
-        sch.tensorize(requantized_lane, _REQUANTIZE[layout])
-    else:
-        sch.vectorize(requantized_lane)
+    for name in stages:
+        *_, row, block, lane = sch.get_loops(sch.get_sblock(name))
+        sch.unroll(row)
+        sch.unroll(block)
+        if name != "product" and layout in _REQUANTIZE:
+            sch.tensorize(lane, _REQUANTIZE[layout])
+        else:
+            sch.vectorize(lane)
     _schedule_accumulation(sch, acc, layout, tile)
 
 
