@@ -29,6 +29,7 @@ from tvm.tirx.script.builder import ir as T
 _REACH = 9 * 256 - 1 + 256  # the largest u that has to be told from others: z = 9 for all above
 _SHIFT = 4 * 256  # added to u, so that z + 4 is a byte of it: `_exponential` shifts by z + 4
 _LOWEST_TOP = -32768 + _REACH  # above it what saturated at -2^15 has p = 0
+_SHARES = 32  # of the tasks: many enough for balance, few enough to allocate memory for each
 _HIGHEST_TOP = 32767 - _SHIFT  # up to it u + _SHIFT fits 16 bits and nothing saturated at 2^15
 
 
@@ -81,19 +82,20 @@ def attention_kernel(shape: AttentionShape, isa: Simd) -> tirx.PrimFunc:
                 bias = T.arg("bias", T.buffer(extents, "int16"))
                 pattern = T.arg("pattern", T.buffer((windows,), "int32"))
             y = T.arg("y", T.buffer((shape.batch, shape.rows, heads * shape.d), "uint8"))
-            with T.parallel(0, shape.batch * windows * heads) as task:
-                head = let(tirx.truncmod(task, tirx.const(heads, "int32")))
-                image_window = let(tirx.truncdiv(task, tirx.const(heads, "int32")))
-                window = let(tirx.truncmod(image_window, tirx.const(windows, "int32")))
-                image = let(tirx.truncdiv(image_window, tirx.const(windows, "int32")))
-                kernel = _Task(shape, isa, qkv, rows, params, bias, y, image, window, head)
-                kernel.emit(None if pattern is None else let(pattern[window]))
+            tasks = shape.batch * windows * heads
+            shares = tirx.const(min(tasks, _SHARES), "int32")
+            with T.parallel(0, shares) as share:
+                kernel = _Kernel(shape, isa, qkv, rows, params, bias, pattern, y)
+                first = let(tirx.truncdiv(share * tasks, shares))
+                end = let(tirx.truncdiv((share + 1) * tasks, shares))
+                with T.serial(first, end) as task:
+                    kernel.task(task)
     return simd.finished(builder.get(), "attention")
 
 
 @dataclasses.dataclass
-class _Task:
-    """One head of one window."""
+class _Kernel:
+    """What a share of the tasks needs; its arrays are reused from task to task."""
 
     shape: AttentionShape
     isa: Simd
@@ -101,10 +103,8 @@ class _Task:
     rows: simd.Buffer
     params: simd.Buffer
     bias: simd.Buffer | None
+    pattern_of: simd.Buffer | None
     y: simd.Buffer
-    image: Expr
-    window: Expr
-    head: Expr
 
     def __post_init__(self) -> None:
         shape, isa = self.shape, self.isa
@@ -114,14 +114,10 @@ class _Task:
         self.k_steps = shape.d // isa.depth
         self.v_steps = -(-shape.tokens // isa.depth)
         self.v_vectors = shape.d // isa.lanes
-
-    def emit(self, pattern: Expr | None) -> None:
-        shape, isa = self.shape, self.isa
         lanes, depth = isa.lanes, isa.depth
         self.pre, self.mult, self.out_mult, self.out_shift = (
             let(self.params[index]) for index in range(4)
         )
-        self.pattern = pattern
         self.q = simd.scratch((shape.tokens, shape.d), isa.left_dtype)
         self.k = simd.scratch((self.vectors, self.k_steps, lanes * depth), isa.right_dtype)
         self.v = simd.scratch((self.v_vectors, self.v_steps, lanes * depth), isa.right_dtype)
@@ -130,6 +126,16 @@ class _Task:
         if self.bias is not None:
             self.h = simd.scratch((self.block, self.vectors * lanes), "int16")
         self.p = simd.scratch((self.block, self.vectors * lanes), isa.left_dtype)
+
+    def task(self, task: Expr) -> None:
+        """One head of one window of one image."""
+        shape = self.shape
+        heads, windows = tirx.const(shape.heads, "int32"), tirx.const(shape.windows, "int32")
+        self.head = let(tirx.truncmod(task, heads))
+        self.window = let(tirx.truncmod(tirx.truncdiv(task, heads), windows))
+        self.image = let(tirx.truncdiv(tirx.truncdiv(task, heads), windows))
+        if self.pattern_of is not None:
+            self.pattern = let(self.pattern_of[self.window])
         self._pack_q()
         self._pack_k()
         self._pack_v()
@@ -217,21 +223,19 @@ class _Task:
             accumulators [query][vector].
         """
         lanes = self.isa.lanes
-        acc = simd.scratch((self.block * count, lanes), "int32")
+        acc = [simd.scratch((count, lanes), "int32") for _ in range(self.block)]
         for r in range(self.block):
             for n in range(count):
-                store(acc, start(n), [r * count + n, 0])
+                store(acc[r], start(n), [n, 0])
         with T.serial(0, steps) as step:
             rights = [let(right(n, step)) for n in range(count)]
             for r in range(self.block):
                 word = let(left(r, step))
                 for n in range(count):
-                    at = [r * count + n, 0]
-                    store(acc, self.isa.dot(load(acc, at, lanes), word, rights[n]), at)
-        return [
-            [let(load(acc, [r * count + n, 0], lanes)) for n in range(count)]
-            for r in range(self.block)
-        ]
+                    store(
+                        acc[r], self.isa.dot(load(acc[r], [n, 0], lanes), word, rights[n]), [n, 0]
+                    )
+        return [[let(load(row, [n, 0], lanes)) for n in range(count)] for row in acc]
 
     def _scores(self, first: Expr) -> None:
         """Scores t (and h) of the queries [first, first + block)."""

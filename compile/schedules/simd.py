@@ -191,14 +191,12 @@ def store(buffer: Buffer, value: Expr, index: list[Expr | int]) -> None:
 
 
 def scratch(shape: tuple[int, ...], dtype: str) -> Buffer:
-    """A small array on the stack of the thread that runs this iteration.
+    """An array of the thread that runs this iteration of the parallel loop.
 
-    TVM would take larger ones from its workspace pool, at each iteration of the parallel loop; the
-    annotation keeps them a stack allocation.
+    Below 1 KiB it is on the stack, where LLVM turns it into registers if all indices are constants.
+    TVM takes a larger one from its workspace pool, by two function calls.
     """
-    return T.alloc_buffer(
-        shape, dtype, scope="local", align=64, annotations={"disable_lower_builtin": True}
-    )
+    return T.alloc_buffer(shape, dtype, align=64)
 
 
 def let(value: Expr) -> tirx.Var:
