@@ -16,12 +16,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from intswin.models.errors import IntswinError
 from safetensors import SafetensorError
 from timm.models import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
-
-from intswin.models.errors import IntswinError
 
 PICKLED = (".pth", ".pt", ".bin")
 

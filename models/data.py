@@ -12,6 +12,7 @@ int64), ``labels`` (n), ``classes`` (WordNet ids) and ``meta`` (JSON: ``names``,
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess, load_image
+from PIL import Image
 
 DECODE_THREADS = 8
 
@@ -94,7 +94,7 @@ def _spread(images: ImageSet, limit: int) -> ImageSet:
     chosen = ((np.arange(limit) * 2 + 1) * len(images)) // (2 * limit)
     return ImageSet(
         source=images.source,
-        files=[images.files[i] for i in chosen],
+        files=[images.files[int(i)] for i in chosen],
         preprocess=images.preprocess,
         classes=images.classes,
         labels=None if images.labels is None else images.labels[chosen],
@@ -123,7 +123,7 @@ def _open_pack(path: Path, preprocess: Preprocess) -> ImageSet:
         raise IntswinError(f"{path}: a label is outside its {len(wordnet_ids)} classes")
     return ImageSet(
         source=str(path),
-        files=[data[a:b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)],
+        files=[data[a:b].tobytes() for a, b in itertools.pairwise(offsets)],
         preprocess=preprocess,
         classes=list(meta.get("names", wordnet_ids)),
         labels=labels,

@@ -7,7 +7,7 @@ guidance, Li et al., arXiv 2207.10026). So two teachers share one loss:
 
 - MobileNetV2 of ImageNet-1k teaches the GELU Swin all its 1000 classes and its maps at strides 8,
   16 and 32, through linear layers that are dropped afterwards;
-- the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no such layer.
+- the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no layer.
 
 This is not the paper's iterative distillation, whose schedule is not published.
 """
@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import SwinTransformer
-from torch import Tensor, nn
-
 from intswin.models.checkpoint import load_checkpoint
+from torch import Tensor, nn
 
 Taught = tuple[Tensor, list[Tensor]]
 
@@ -31,9 +30,9 @@ Taught = tuple[Tensor, list[Tensor]]
 class SwinStages(nn.Module):
     """A Swin that also gives its maps at strides 8, 16 and 32 (the last one after the norm)."""
 
-    def __init__(self, swin: SwinTransformer) -> None:
+    def __init__(self, swin: nn.Module) -> None:
         super().__init__()
-        self.swin = swin
+        self.swin: Any = swin  # a timm SwinTransformer; nn.Module's types know no submodules
         self.channels = [info["num_chs"] for info in swin.feature_info[-3:]]
 
     def forward(self, images: Tensor) -> Taught:
@@ -54,7 +53,7 @@ class MobileNetTeacher(nn.Module):
 
     def __init__(self, checkpoint: str | Path) -> None:
         super().__init__()
-        self.net = timm.create_model("mobilenetv2_100", pretrained=False, pad_type="same")
+        self.net: Any = timm.create_model("mobilenetv2_100", pretrained=False, pad_type="same")
         load_checkpoint(self.net, checkpoint)
 
     def forward(self, images: Tensor) -> Taught:
@@ -72,7 +71,7 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        student: SwinTransformer,
+        student: nn.Module,
         teacher: SwinStages | MobileNetTeacher,
         label_rows: Sequence[int],
         *,

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
-
 from intswin.models.errors import IntswinError
+from PIL import Image
 
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -30,8 +29,8 @@ INTERPOLATION = {
 class Preprocess:
     """How pixels become a network's input.
 
-    The shortest side is resized to ``image_size / crop_pct`` pixels, the center of ``image_size`` by
-    ``image_size`` pixels is cut out, and a float network sees ``(pixel / 255 - mean) / std``.
+    The shortest side is resized to ``image_size / crop_pct`` pixels, the center of ``image_size``
+    by ``image_size`` pixels is cut out, and a float network sees ``(pixel / 255 - mean) / std``.
     """
 
     image_size: int = 224

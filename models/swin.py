@@ -8,17 +8,17 @@ from timm's SwinTransformer; no network code is ours.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
-from timm.models import SwinTransformer
-from torch import nn
-
 from intswin.models.activation import replace_activation
 from intswin.models.checkpoint import load_checkpoint
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess
+from timm.data import resolve_model_data_config
+from timm.models import SwinTransformer
+from torch import nn
 
 SWIN_MICRO = "swin_micro"
 # Mean and std of 0.5 map pixels to [-1, 1], the input that the MobileNetV2 teacher reads too, and
@@ -62,7 +62,7 @@ def create_model(
     # timm's fused attention would hide the matmuls and the softmax that we quantize.
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module's types allow no bool
     replace_activation(model, activation, drop_fc1_bias)
     if checkpoint == "embedded":
         if name != SWIN_MICRO:
@@ -93,9 +93,9 @@ def _build(
             raise IntswinError(f"no hub has a {SWIN_MICRO}; pass --checkpoint embedded")
         return _swin_micro(10 if num_classes is None else num_classes, drop_path_rate)
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"{name.split('_')[0]}_*")[:3]) or SWIN_MICRO
+        close = ", ".join(timm.list_models(f"{name.split('_', 1)[0]}_*")[:3]) or SWIN_MICRO
         raise IntswinError(f"unknown network {name!r}; use {SWIN_MICRO} or a timm name: {close}")
-    options = {} if num_classes is None else {"num_classes": num_classes}
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return timm.create_model(
             name, pretrained=pretrained, drop_path_rate=drop_path_rate, **options
@@ -121,11 +121,12 @@ def _swin_micro(num_classes: int, drop_path_rate: float) -> nn.Module:
         window_size=7,
         drop_path_rate=drop_path_rate,
     )
-    model.pretrained_cfg = {
+    config = {
         "input_size": (3, MICRO_PREPROCESS.image_size, MICRO_PREPROCESS.image_size),
         "crop_pct": MICRO_PREPROCESS.crop_pct,
         "interpolation": MICRO_PREPROCESS.interpolation,
         "mean": MICRO_PREPROCESS.mean,
         "std": MICRO_PREPROCESS.std,
     }
+    setattr(model, "pretrained_cfg", config)  # noqa: B010 - where timm looks for it
     return model

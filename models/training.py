@@ -16,16 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-
 from intswin.models.augment import Augment, normalize
 from intswin.models.checkpoint import write_atomically
 from intswin.models.distill import Distillation
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
 SCHEDULE_TICKS = 10_000
 STATE_EVERY_S = 120.0
@@ -86,8 +85,11 @@ def augmented_batches(
 class Trainer:
     """Trains ``distillation.student`` and keeps an exponential moving average of its weights."""
 
-    def __init__(self, distillation: Distillation, recipe: Recipe, augment: Augment) -> None:
+    def __init__(
+        self, distillation: Distillation, recipe: Recipe, augment: Augment, command: str
+    ) -> None:
         self.recipe, self.augment = recipe, augment
+        self.commands = [command]  # those before a resume come first
         self.distillation = distillation.train()
         self.device = distillation.label_rows.device
         self.step, self.elapsed_s = 0, 0.0
@@ -191,6 +193,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "commands": self.commands,
         }
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
@@ -203,9 +206,11 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema.module.load_state_dict(state["ema"])
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+            self.commands = [*state["commands"], *self.commands]
         except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise IntswinError(f"{path} is not a state of this run ({reason})") from error
+        seed_everything(self.recipe.seed + self.step)  # or the first photos would come again
 
 
 def seed_everything(seed: int) -> None:

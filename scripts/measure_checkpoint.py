@@ -1,0 +1,32 @@
+"""Measure a checkpoint on a validation pack again, and note the result in its card.
+
+The number in a card is of the fp16 file as written, not of the weights that were in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from intswin.models.errors import IntswinError
+from intswin.models.training_run import measure_card
+
+
+def main() -> None:
+    """Parse the flags and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="files with a card beside them")
+    parser.add_argument("--validation-pack", type=Path, required=True, help=".npz pack or folder")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    arguments = parser.parse_args()
+    for checkpoint in arguments.checkpoints:
+        measure_card(checkpoint, arguments.validation_pack, arguments.device)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IntswinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
