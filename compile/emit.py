@@ -6,7 +6,7 @@ import importlib
 
 import tvm
 from intswin.models.integer_graph import IntegerGraph
-from tvm import relax
+from tvm import relax, tirx
 from tvm.target import Target
 
 
@@ -37,4 +37,12 @@ def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
             logits = bb.emit(relax.op.reshape(values[graph.nodes[-1].name], (batch, last[-1])))
             logits = bb.emit_output(logits)
         bb.emit_func_output(logits)
-    return bb.get()
+    return _private_kernels(bb.get())
+
+
+def _private_kernels(mod: tvm.IRModule) -> tvm.IRModule:
+    """Drop the PrimFuncs' own names: equal ones may come from kernels of different shapes."""
+    for gvar, func in mod.functions.items():
+        if isinstance(func, tirx.PrimFunc):
+            mod[gvar] = func.without_attr("global_symbol")
+    return mod

@@ -3,11 +3,20 @@
 import importlib
 
 import tvm
+from intswin.compile.build import build
 from intswin.compile.targets import get_target, has_avx2
 from tvm import relax
+from tvm.target import Target, codegen
 
-# Those whose code this CPU can run.
-TARGETS = ["llvm", *(["llvm-x86-64-v3"] if has_avx2(get_target("llvm")) else [])]
+# Those whose code this CPU can run. "plain" is this machine without any vector extension that the
+# kernels would look for.
+TARGETS = ["llvm", *(["llvm-x86-64-v3"] if has_avx2(get_target("llvm")) else []), "plain"]
+
+
+def named_target(name):
+    if name == "plain":
+        return Target({"kind": "llvm", "mtriple": codegen.llvm_get_system_triple()})
+    return get_target(name)
 
 
 def emit_operator(case, batch, target):
@@ -27,7 +36,7 @@ def emit_operator(case, batch, target):
 
 def compile_operator(case, batch, target_name):
     """A function from arrays to the array that the compiled operator makes of them."""
-    target = get_target(target_name)
-    executable = tvm.compile(emit_operator(case, batch, target), target=target)
+    target = named_target(target_name)
+    executable = build(emit_operator(case, batch, target), target)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     return lambda *arrays: machine["main"](*map(tvm.runtime.tensor, arrays)).numpy()

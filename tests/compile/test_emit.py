@@ -1,0 +1,62 @@
+"""Whole networks: emitted, built, and equal to the reference; what they share; where they live."""
+
+import graphs
+import numpy as np
+import pytest
+import tvm
+from intswin.compile.build import build, export
+from intswin.compile.emit import emit
+from intswin.compile.targets import get_target
+from intswin.models import integer_reference
+from operator_runner import TARGETS
+from tvm import relax, tirx
+
+
+def _run(executable, images):
+    return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(images)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("activation", "batch"), [("none", 1), ("none", 4), ("igelu", 4), ("shiftgelu", 1)]
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_swin(target, activation, batch):
+    rng = np.random.default_rng(0)
+    graph = graphs.tiny_swin_graph(rng, activation=activation)
+    images = rng.integers(0, 256, (batch, *graph.input.shape), np.uint8)
+    executable = build(emit(graph, batch, get_target(target)), get_target(target))
+    expected = integer_reference.run(graph, images)
+    np.testing.assert_array_equal(_run(executable, images), expected, strict=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_vit(target):
+    rng = np.random.default_rng(0)
+    graph = graphs.tiny_vit_graph(rng)
+    images = rng.integers(0, 256, (1, *graph.input.shape), np.uint8)
+    executable = build(emit(graph, 1, get_target(target)), get_target(target))
+    np.testing.assert_array_equal(_run(executable, images), integer_reference.run(graph, images))
+
+
+def test_layers_of_one_shape_share_a_kernel():
+    rng = np.random.default_rng(0)
+    b = graphs.GraphBuilder(16)
+    x = b.add(graphs.patchify_case(16, 16, 4), "image")
+    for _ in range(4):
+        x = b.add(graphs.random_linear(rng, 16, 48, 48), x)
+    x = b.add(graphs.random_mean_pool(rng, 16, 48), x)
+    b.add(graphs.random_linear(rng, 1, 48, 5, "i32"), x)
+    mod = emit(b.graph(), 1, get_target("llvm"))
+    kernels = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    operators = sorted(str(f.attrs["intswin.op"]) for f in kernels)
+    assert operators == ["linear", "linear", "mean_pool", "patchify"]
+
+
+def test_exported_library_runs_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    graph = graphs.tiny_swin_graph(rng)
+    target = get_target("llvm")
+    export(build(emit(graph, 1, target), target), tmp_path / "network.so", target)
+    images = rng.integers(0, 256, (1, *graph.input.shape), np.uint8)
+    loaded = tvm.runtime.load_module(str(tmp_path / "network.so"))
+    np.testing.assert_array_equal(_run(loaded, images), integer_reference.run(graph, images))
