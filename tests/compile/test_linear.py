@@ -11,7 +11,7 @@ from intswin.models import integer_ops
 from operator_runner import TARGETS, compile_operator
 from tvm import te
 
-_EPILOGUES = {
+_EPILOGUES: dict[str, dict] = {
     "relu": {"zero_point": 0},
     "u8": {},
     "s8": {"out": "s8"},

@@ -33,7 +33,7 @@ def test_float_in_a_kernel(body, operation):
 
 
 def test_half_precision_buffer():
-    with pytest.raises(FloatOperationError, match="kernel: float16 in .*x"):
+    with pytest.raises(FloatOperationError, match=r"kernel: float16 in .*x"):
         verify_integer_only(_kernel(lambda x: x, "float16"))
 
 
