@@ -8,9 +8,10 @@ from intswin.compile.targets import get_target, has_avx2
 from tvm import relax
 from tvm.target import Target, codegen
 
-# Those whose code this CPU can run. "plain" is this machine without any vector extension that the
-# kernels would look for.
-TARGETS = ["llvm", *(["llvm-x86-64-v3"] if has_avx2(get_target("llvm")) else []), "plain"]
+# Those whose code this CPU can run; "plain" is this machine without any vector extension that the
+# vector kernels look for.
+TARGETS = ["llvm", *(["llvm-x86-64-v3"] if has_avx2(get_target("llvm")) else [])]
+VECTOR_TARGETS = [*TARGETS, "plain"]
 
 
 def named_target(name):

@@ -7,10 +7,10 @@ import tvm
 from intswin.compile.targets import get_target
 from intswin.models.errors import IntswinError
 from intswin.models.integer_ops import execute
-from operator_runner import TARGETS, compile_operator, emit_operator
+from operator_runner import VECTOR_TARGETS, compile_operator, emit_operator
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 @pytest.mark.parametrize(
     ("windows", "tokens", "heads", "d", "patterns", "batch"),
     [
@@ -31,7 +31,7 @@ def test_realistic(target, windows, tokens, heads, d, patterns, batch):
     np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 @pytest.mark.parametrize("seed", range(6))
 def test_ends_of_the_ranges(target, seed):
     rng = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def test_ends_of_the_ranges(target, seed):
         np.testing.assert_array_equal(run(*inputs), execute(case.node, inputs), strict=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 @pytest.mark.parametrize("level", [-32768, -30300, 31500, 32767])
 def test_scores_that_leave_16_bits(target, level):
     """Rows whose maximum is near the ends of int16 or beyond, in sums that would saturate."""
@@ -56,7 +56,7 @@ def test_scores_that_leave_16_bits(target, level):
     np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 def test_every_distance_to_the_maximum(target):
     """All u from 0 to beyond 9 octaves: with q = 0 the bias alone is the score."""
     rng = np.random.default_rng(0)
@@ -82,6 +82,15 @@ def test_layers_of_one_shape_share_a_kernel():
     module = emit_operator(graphs.random_attention(rng, 4, 49, 2, 32), 1, target)
     other = emit_operator(graphs.random_attention(rng, 4, 49, 2, 32), 1, target)
     tvm.ir.assert_structural_equal(module["attention"], other["attention"])
+
+
+def test_aarch64_code_is_vectorised():
+    target = get_target("llvm-aarch64")
+    case = graphs.random_attention(np.random.default_rng(0), 4, 49, 2, 32)
+    executable = tvm.compile(emit_operator(case, 1, target), target=target)
+    kernel = executable.mod.imports[0].inspect_source("asm")
+    assert "smlal" in kernel
+    assert "sqrdmulh" in kernel
 
 
 def test_refuses_heads_that_fill_no_vector():

@@ -4,10 +4,10 @@ import graphs
 import numpy as np
 import pytest
 from intswin.models.integer_ops import execute
-from operator_runner import TARGETS, compile_operator
+from operator_runner import VECTOR_TARGETS, compile_operator
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 @pytest.mark.parametrize(
     ("rows", "channels", "group", "out", "batch"),
     [
@@ -26,7 +26,7 @@ def test_realistic(target, rows, channels, group, out, batch):
     np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 @pytest.mark.parametrize("seed", range(4))
 def test_ends_of_the_ranges(target, seed):
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def test_ends_of_the_ranges(target, seed):
         np.testing.assert_array_equal(run(*inputs), execute(case.node, inputs), strict=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", VECTOR_TARGETS)
 def test_smallest_and_largest_variance(target):
     rng = np.random.default_rng(0)
     case = graphs.random_layer_norm(rng, 20, 1024, "i16", group=4)
