@@ -109,7 +109,8 @@ class _Kernel:
     def __post_init__(self) -> None:
         shape, isa = self.shape, self.isa
         self.block = min(5 if isa.kind == "vnni" else 4, shape.tokens)  # queries at a time
-        self.chunk = isa.registers // self.block  # vectors of accumulators for each of them
+        # Vectors of accumulators for each of them, on the stack: below 1 KiB.
+        self.chunk = min(isa.registers // self.block, 8)
         self.vectors = padded_tokens(shape.tokens, isa) // isa.lanes  # of keys
         self.k_steps = shape.d // isa.depth
         self.v_steps = -(-shape.tokens // isa.depth)
@@ -181,14 +182,14 @@ class _Kernel:
             # (16 acc + half(pre)) >> pre, with half(pre) / 16 in the accumulator: below 1 it is
             # lost in the shift anyway.
             half = (tirx.const(1, "int32") << self.pre) >> 5
-            self.total = simd.scratch((lanes,), "int32")
-            store(self.total, tirx.Broadcast(tirx.const(0, "int32"), lanes), [0])
+            total = simd.scratch((lanes,), "int32")
+            store(total, tirx.Broadcast(tirx.const(0, "int32"), lanes), [0])
             if self.isa.left_offset:
                 ones = tirx.Broadcast(tirx.const(self.isa.left_offset, "uint8"), depth)
                 with T.serial(0, self.k_steps) as step:
                     k = load(self.k, [n, step, 0], lanes * depth)
-                    store(self.total, self.isa.dot(load(self.total, [0], lanes), ones, k), [0])
-            store(self.start, splat(half, lanes) - load(self.total, [0], lanes), [n * lanes])
+                    store(total, self.isa.dot(load(total, [0], lanes), ones, k), [0])
+            store(self.start, splat(half, lanes) - load(total, [0], lanes), [n * lanes])
 
     def _pack_v(self) -> None:
         """Pack v with `depth` keys of a channel in a lane."""
