@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from pathlib import Path
 
 import tvm
 from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.stack_buffers import keep_small_buffers_on_stack
 from intswin.compile.verify_integer_only import IntegerOnlyReport, verify_integer_only
+from intswin.models.errors import IntswinError
 from tvm import relax
+from tvm.support.cc import get_cc
 from tvm.target import Target
 from tvm.tirx import get_tir_pipeline, register_tir_pipeline
 
@@ -39,8 +43,12 @@ def build_with_report(
 
 
 def export(executable: relax.VMExecutable, path: Path, target: Target) -> None:
-    """Link the executable to a shared library at `path`; needs a C compiler for `target`."""
-    executable.export_library(str(path), **_linker(target))
+    """Link the executable to a shared library at `path`.
+
+    Raises:
+        IntswinError: there is no C compiler that links for `target`.
+    """
+    executable.export_library(str(path), cc=_linker(target))
 
 
 def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
@@ -58,7 +66,14 @@ def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
     return lower, finalize, finalize_device
 
 
-def _linker(target: Target) -> dict[str, str]:
-    if "aarch64" in str(target.attrs.get("mtriple", "")):
-        return {"cc": "aarch64-linux-gnu-gcc"}
-    return {}
+def _linker(target: Target) -> str:
+    triple = str(target.attrs["mtriple"])
+    machine = triple.split("-", maxsplit=1)[0]
+    if machine == platform.machine():
+        compiler, package = get_cc(), "g++"
+    else:
+        name = f"{machine}-linux-gnu-gcc"
+        compiler, package = shutil.which(name), f"gcc-{machine.replace('_', '-')}-linux-gnu"
+    if not compiler:
+        raise IntswinError(f"no C compiler to link code for {triple}: install {package}")
+    return compiler

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-
 import tvm
+from intswin.compile.operators import (
+    add_constant,
+    attention,
+    gather_rows,
+    layer_norm,
+    linear,
+    mean_pool,
+    patchify,
+)
 from intswin.models.integer_graph import IntegerGraph
 from tvm import relax, tirx
 from tvm.target import Target
+
+_OPERATORS = {
+    "add_constant": add_constant.emit,
+    "attention": attention.emit,
+    "gather_rows": gather_rows.emit,
+    "layer_norm": layer_norm.emit,
+    "linear": linear.emit,
+    "mean_pool": mean_pool.emit,
+    "patchify": patchify.emit,
+}
 
 
 def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
@@ -29,10 +46,8 @@ def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
     with bb.function("main", [image]):
         with bb.dataflow():
             for node in graph.nodes:
-                # One module an operator, named like it.
-                operator = importlib.import_module(f"intswin.compile.operators.{node.op}")
                 inputs = [values[name] for name in node.inputs]
-                values[node.name] = operator.emit(bb, node, inputs, batch, target)
+                values[node.name] = _OPERATORS[node.op](bb, node, inputs, batch, target)
             last = graph.nodes[-1].out.shape
             logits = bb.emit(relax.op.reshape(values[graph.nodes[-1].name], (batch, last[-1])))
             logits = bb.emit_output(logits)

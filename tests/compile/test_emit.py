@@ -8,6 +8,7 @@ from intswin.compile.build import build, export
 from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
 from intswin.models import integer_reference
+from intswin.models.errors import IntswinError
 from operator_runner import TARGETS
 from tvm import relax, tirx
 
@@ -60,3 +61,12 @@ def test_exported_library_runs_alone(tmp_path):
     images = rng.integers(0, 256, (1, *graph.input.shape), np.uint8)
     loaded = tvm.runtime.load_module(str(tmp_path / "network.so"))
     np.testing.assert_array_equal(_run(loaded, images), integer_reference.run(graph, images))
+
+
+def test_cross_compiling_without_a_linker_says_what_to_install(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    target = get_target("llvm-aarch64")
+    executable = build(emit(graphs.tiny_vit_graph(rng), 1, target), target)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(IntswinError, match="install gcc-aarch64-linux-gnu"):
+        export(executable, tmp_path / "network.so", target)
