@@ -7,6 +7,7 @@ brings torch and TVM, which `predict` and `inspect` do without.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ OUTPUT_FOLDER = Path("out")
 DEFAULT_ARTIFACT = OUTPUT_FOLDER / "swin_micro_relu_llvm_b1.intswin"
 LAYERS_IMAGES = 8  # images that `evaluate --per-layer` averages over
 
-stdout = Console(highlight=False)
+# A file or a pipe gets whole lines: rich would cut tables to 80 columns there.
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 stderr = Console(stderr=True, highlight=False)
 
 
 def compile_artifact(fields: dict[str, Any], output: Path | None) -> None:
     """`intswin compile`."""
-    name = fields["onnx"].stem if fields["onnx"] else fields["network"]
     path = output or OUTPUT_FOLDER / (
-        f"{name}_{fields['activation']}_{fields['target']}_b{fields['batch']}.intswin"
+        f"{_name(fields)}_{fields['activation']}_{fields['target']}_b{fields['batch']}.intswin"
     )
     check_writable(path)
     from intswin.compile.pipeline import CompileOptions, compile_network  # noqa: PLC0415
@@ -41,12 +42,12 @@ def compile_artifact(fields: dict[str, Any], output: Path | None) -> None:
 
 def calibrate(fields: dict[str, Any], data: Path | None, output: Path | None) -> None:
     """`intswin calibrate`."""
+    activation = "relu" if fields["activation"] == "relu" else "gelu"  # that of the float network
+    path = output or OUTPUT_FOLDER / f"{_name(fields)}_{activation}.calibration.json"
+    check_writable(path)
     from intswin.compile import pipeline  # noqa: PLC0415
 
     options = pipeline.CompileOptions(**fields, calibration=data or pipeline.ASSETS / "photos")
-    name = options.onnx.stem if options.onnx else options.network
-    path = output or OUTPUT_FOLDER / f"{name}_{options.float_activation}.calibration.json"
-    check_writable(path)
     with _progress() as progress:
         progress("importing the network")
         network = pipeline.load_float_network(options)
@@ -183,6 +184,10 @@ def _progress() -> Iterator[Callable[[str], None]]:
         return
     with stderr.status("starting") as status:
         yield status.update
+
+
+def _name(fields: dict[str, Any]) -> str:
+    return fields["onnx"].stem if fields["onnx"] else fields["network"]
 
 
 def _size(count: int) -> str:

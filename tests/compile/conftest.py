@@ -8,21 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import run_intswin
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def run_intswin(*arguments, cwd, **options):
-    """Run the command as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "intswin.compile.cli", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-        **{"timeout": 300, **options},
-    )
 
 
 @contextlib.contextmanager
