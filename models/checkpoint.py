@@ -84,7 +84,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise IntswinError(
             f"{path} is truncated or is not a checkpoint ({reason}); get it anew"
         ) from error

@@ -33,7 +33,7 @@ class SwinStages(nn.Module):
     def __init__(self, swin: nn.Module) -> None:
         super().__init__()
         self.swin: Any = swin  # a timm SwinTransformer; nn.Module's types know no submodules
-        self.channels = [info["num_chs"] for info in swin.feature_info[-3:]]
+        self.channels = [info["num_chs"] for info in self.swin.feature_info[-3:]]
 
     def forward(self, images: Tensor) -> Taught:
         """(N, 3, H, W) -> logits (N, classes), maps [(N, h, w, channels)]."""

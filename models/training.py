@@ -208,7 +208,7 @@ class Trainer:
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
             self.commands = [*state["commands"], *self.commands]
         except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise IntswinError(f"{path} is not a state of this run ({reason})") from error
         seed_everything(self.recipe.seed + self.step)  # or the first photos would come again
 

@@ -1,0 +1,195 @@
+"""A few steps on synthetic photos: that it runs, learns, pauses and reloads, not how well."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from image_files import write_pack
+from intswin.models.augment import Augment, random_resized_crop
+from intswin.models.checkpoint import save_checkpoint
+from intswin.models.distill import Distillation, SwinStages, map_loss
+from intswin.models.errors import IntswinError
+from intswin.models.preprocess import Preprocess
+from intswin.models.swin import create_model
+from intswin.models.training import Photos, Recipe, Trainer, accuracy
+from timm import create_model as create_timm_model
+from timm.models import SwinTransformer
+
+ROOT = Path(__file__).parents[2]
+SMALL = Preprocess(image_size=64, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def small_swin(seed):
+    torch.manual_seed(seed)
+    return SwinTransformer(
+        img_size=64,
+        num_classes=3,
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        window_size=2,
+    )
+
+
+def photos(count, device="cpu"):
+    """Plain photos: the label is the brightest channel."""
+    torch.manual_seed(0)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 100, (count, 3, 64, 64), dtype=torch.uint8)
+    images[torch.arange(count), labels] += 100
+    return Photos(images.to(device), labels.to(device))
+
+
+def trainer(teacher, recipe):
+    distillation = Distillation(
+        small_swin(1),
+        SwinStages(teacher),
+        [0, 1, 2],
+        label_weight=1.0,
+        map_weight=1.0,
+        temperature=1.0,
+    )
+    augment = Augment(SMALL, num_classes=3, crop_scale=0.5, magnitude=0, mix_probability=0.0)
+    return Trainer(distillation, recipe, augment, "python train.py")
+
+
+def recipe(**changes):
+    fields = {
+        "minutes": 0.05,
+        "batch_size": 12,
+        "learning_rate": 5e-3,
+        "weight_decay": 0.01,
+        "ema_decay": 0.9,
+        "seed": 0,
+        "compile": False,
+        "report_every_s": 1.0,
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def test_the_student_learns_and_the_teacher_stays(tmp_path, capsys):
+    teacher = small_swin(2)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run = trainer(teacher, recipe(minutes=0.1))
+    run.run(photos(36), photos(12), tmp_path / "state.pth")
+    assert run.finished
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    top1, top5 = accuracy(run.ema.module, photos(30), SMALL)
+    assert top1 > 60  # a guess is right once in three
+    assert top5 == 100  # of three classes
+    assert "validation top-1" in capsys.readouterr().out
+
+
+def test_a_paused_run_goes_on_from_its_state(tmp_path):
+    state = tmp_path / "state.pth"
+    first = trainer(small_swin(2), recipe(minutes=0.1, pause_after_minutes=0.02))
+    first.run(photos(36), photos(12), state)
+    assert not first.finished
+    second = trainer(small_swin(2), recipe(minutes=0.1))
+    second.load_state(state)
+    assert (second.step, second.elapsed_s) == (first.step, first.elapsed_s)
+    assert second.commands == ["python train.py"] * 2
+    for name, value in first.ema.module.state_dict().items():
+        assert torch.equal(second.ema.module.state_dict()[name], value), name
+    second.run(photos(36), photos(12), state)
+    assert second.finished
+    assert second.step > first.step
+
+
+def test_a_foreign_state_is_refused(tmp_path):
+    path = tmp_path / "state.pth"
+    torch.save({"student": {}}, path)
+    with pytest.raises(IntswinError, match="is not a state of this run"):
+        trainer(small_swin(2), recipe()).load_state(path)
+
+
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_a_batch_that_cannot_be_made_is_refused(tmp_path, batch_size):
+    run = trainer(small_swin(2), recipe(batch_size=batch_size))
+    with pytest.raises(IntswinError, match="at most 36"):
+        run.run(photos(36), photos(12), tmp_path / "state.pth")
+
+
+def test_augmentation_keeps_shapes_and_mixes_labels():
+    data = photos(36)
+    inputs, targets = Augment(SMALL, num_classes=3, mix_probability=1.0)(data.images, data.labels)
+    assert inputs.shape == (36, 3, 64, 64)
+    assert inputs.dtype == torch.float32
+    assert inputs.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(targets.sum(1), torch.ones(36))
+    assert (targets.max(1).values < 1).any()
+
+
+def test_the_whole_image_is_cropped_or_flipped_exactly():
+    images = photos(16).images
+    torch.manual_seed(0)
+    cropped = random_resized_crop(images, 64, smallest=1.0)
+    # The aspect still varies, so only boxes clamped to the whole image come back exactly.
+    same = [
+        torch.equal(a, b) or torch.equal(a, b.flip(-1))
+        for a, b in zip(cropped, images, strict=True)
+    ]
+    assert cropped.shape == images.shape
+    assert not all(same)
+    assert cropped.float().mean() == pytest.approx(images.float().mean().item(), abs=3)
+
+
+def test_map_loss_is_one_minus_the_correlation():
+    torch.manual_seed(0)
+    own, taught = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+    stacked = [
+        torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(own[0], taught[0], strict=True)
+    ]
+    expected = 1 - torch.stack(stacked).mean()
+    torch.testing.assert_close(map_loss(own[:1], taught[:1]), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(map_loss(own, own * 3 + 1), torch.tensor(0.0), rtol=0, atol=1e-4)
+
+
+def test_swin_stages_give_the_networks_own_logits():
+    model = small_swin(1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    logits, maps = SwinStages(model)(images)
+    torch.testing.assert_close(logits, model(images))
+    assert [tuple(m.shape) for m in maps] == [(2, 8, 8, 16), (2, 4, 4, 32), (2, 2, 2, 64)]
+
+
+def script(name, *arguments):
+    command = [sys.executable, ROOT / "scripts" / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_both_scripts_from_packs_to_card(tmp_path):
+    pack = write_pack(tmp_path / "pack.npz", count=6, classes=3, index=[5, 9, 700])
+    mobilenet = tmp_path / "mobilenet.safetensors"
+    save_checkpoint(create_timm_model("mobilenetv2_100"), mobilenet)
+    common = ["--training-packs", pack, "--validation-pack", pack, "--state", tmp_path / "s.pth"]
+    common += ["--minutes", 0.02, "--batch-size", 4, "--device", "cpu", "--no-compile"]
+    gelu, relu = tmp_path / "gelu.safetensors", tmp_path / "relu.safetensors"
+    done = script("train_teacher.py", *common, "--teacher", mobilenet, "--output", gelu)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    done = script("train_student.py", *common, "--teacher", gelu, "--output", relu, "--classes", 3)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    for path, activation in [(gelu, "gelu"), (relu, "relu")]:
+        card = json.loads(path.with_suffix(".json").read_text())
+        assert card["activation"] == activation
+        assert card["imagenet1k_index"] == [5, 9, 700]
+        assert card["accuracy"]["images"] == 6
+        assert 0 <= card["accuracy"]["top1_percent"] <= 100
+        create_model(activation=activation, num_classes=3, checkpoint=path)
+
+
+def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path):
+    pack = write_pack(tmp_path / "pack.npz", count=4, classes=2, index=[1, 2])
+    arguments = ["--training-packs", pack, "--validation-pack", pack, "--teacher", "none.pth"]
+    arguments += ["--output", tmp_path / "o.safetensors", "--state", tmp_path / "s.pth"]
+    done = script("train_teacher.py", *arguments, "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: none.pth: no such checkpoint; give a .safetensors or .pth file\n"
+    )
