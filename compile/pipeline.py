@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from intswin.compile import artifact, host_cpu
-from intswin.compile.build import build, export
+from intswin.compile.build import build_with_report, export
 from intswin.compile.calibrate import Calibration, calibrate
 from intswin.compile.emit import emit
 from intswin.compile.float_graph import FloatGraph, read_float_graph
@@ -45,12 +45,11 @@ from intswin.models.swin import (
 )
 from torch import nn
 from tvm.ir import IRModule
-from tvm.ir.transform import PassContext
+from tvm.ir.transform import PassContext, module_pass
 from tvm.target import Target
-from tvm.transform import module_pass
 
 ACTIVATIONS = ("relu", "igelu", "shiftgelu")
-DEFAULT_METHOD = "percentile-99.99"
+DEFAULT_METHOD = "mse"
 CALIBRATION_IMAGES = 64
 
 Progress = Callable[[str], None]
@@ -260,7 +259,7 @@ def build_integer_network(
 ) -> Compiled:
     """Steps 6 and 7."""
     progress(f"building for {options.target}")
-    executable, report = build(emit(graph, options.batch, target), target)
+    executable, report = build_with_report(emit(graph, options.batch, target), target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"
         export(executable, path, target)
