@@ -32,8 +32,9 @@ class SwinStages(nn.Module):
 
     def __init__(self, swin: nn.Module) -> None:
         super().__init__()
-        self.swin: Any = swin  # a timm SwinTransformer; nn.Module's types know no submodules
-        self.channels = [info["num_chs"] for info in self.swin.feature_info[-3:]]
+        timm_swin: Any = swin  # nn.Module's types know no submodules
+        self.swin = timm_swin
+        self.channels = [info["num_chs"] for info in timm_swin.feature_info[-3:]]
 
     def forward(self, images: Tensor) -> Taught:
         """(N, 3, H, W) -> logits (N, classes), maps [(N, h, w, channels)]."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from intswin.models.data import open_images
-from intswin.models.preprocess import Preprocess
-from intswin.models.swin import create_model, embedded_checkpoint, model_preprocess
+from intswin.models.preprocess import Preprocess, load_image
+from intswin.models.swin import ASSETS, create_model, embedded_checkpoint, model_preprocess
+
+PHOTOS = ASSETS / "photos"
 
 
 @pytest.fixture(params=["gelu", "relu"])
@@ -37,3 +39,17 @@ def test_accuracy_on_a_part_of_the_validation_pack(card):
     top1 = 100 * (logits.argmax(1).numpy() == images.labels).mean()
     # 200 of 1959 images: three standard deviations of the difference are under 4 points.
     assert abs(top1 - card["accuracy"]["top1_percent"]) < 4
+
+
+@pytest.mark.parametrize("photo", sorted(PHOTOS.glob("*.jpg")), ids=lambda path: path.stem)
+def test_demo_photos_are_licensed_small_and_recognized(card, photo):
+    assert f"`{photo.name}`" in (PHOTOS / "LICENSES.md").read_text()
+    assert photo.stat().st_size < 200_000
+    preprocess = Preprocess.from_json(card["preprocess"])
+    model = create_model(card["network"], activation=card["activation"], checkpoint="embedded")
+    pixels = load_image(photo, preprocess)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(preprocess.normalize(pixels[None])))
+    if not photo.stem.startswith("temple"):  # none of the network's classes
+        expected = "garbage truck" if photo.stem == "garbage_truck" else "church"
+        assert card["classes"][logits.argmax()] == expected
