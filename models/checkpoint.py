@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         temporary.chmod(0o644)  # mkstemp's 0600 is for secrets
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save: RuntimeError
         raise IntswinError(f"{path} cannot be written: {error}") from error
     finally:
         if temporary is not None:

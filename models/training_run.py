@@ -26,6 +26,7 @@ from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from intswin.models.data import ImageSet, open_images
 from intswin.models.distill import Distillation
+from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess
 from intswin.models.swin import SWIN_MICRO, create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
@@ -74,8 +75,16 @@ def training_parser(description: str) -> argparse.ArgumentParser:
 def load_photos(
     packs: Sequence[Path], preprocess: Preprocess, device: str, limit: int | None
 ) -> tuple[Photos, ImageSet]:
-    """Decode labeled packs onto the device; the second value describes the classes."""
+    """Decode labeled packs onto the device; the second value describes the classes.
+
+    Raises IntswinError when one has no labels, or other classes than the first.
+    """
     sets = [open_images(pack, preprocess, limit) for pack in packs]
+    for images in sets:
+        if images.labels is None:
+            raise IntswinError(f"{images.source} has no labels; give class folders or a pack")
+        if images.classes != sets[0].classes:
+            raise IntswinError(f"{images.source} has other classes than {sets[0].source}")
     pixels = np.concatenate([images.decode() for images in sets])
     labels = np.concatenate([images.labels for images in sets if images.labels is not None])
     on_device = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()

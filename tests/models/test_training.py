@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_files import write_pack
+from image_files import photo, write_pack
 from intswin.models.augment import Augment, random_resized_crop
 from intswin.models.checkpoint import save_checkpoint
 from intswin.models.distill import Distillation, SwinStages, map_loss
@@ -15,6 +15,7 @@ from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess
 from intswin.models.swin import create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
+from intswin.models.training_run import load_photos
 from timm import create_model as create_timm_model
 from timm.models import SwinTransformer
 
@@ -155,6 +156,17 @@ def test_swin_stages_give_the_networks_own_logits():
     logits, maps = SwinStages(model)(images)
     torch.testing.assert_close(logits, model(images))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 8, 16), (2, 4, 4, 32), (2, 2, 2, 64)]
+
+
+def test_photos_without_labels_or_of_other_classes_are_refused(tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    photo((64, 64)).save(flat / "a.png")
+    with pytest.raises(IntswinError, match="has no labels"):
+        load_photos([flat], SMALL, "cpu", None)
+    packs = [write_pack(tmp_path / f"{n}.npz", classes=n, size=64) for n in (2, 3)]
+    with pytest.raises(IntswinError, match="has other classes than"):
+        load_photos(packs, SMALL, "cpu", None)
 
 
 def script(name, *arguments):
