@@ -73,7 +73,7 @@ def _kernel_table(label: str, kernels: dict[str, float]) -> Table:
 
 
 def _chart(result: dict[str, Any]) -> bytes:
-    """Horizontal bars of the medians with a whisker to the 95th percentile, as PNG."""
+    """Horizontal bars of the medians, as PNG."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -82,22 +82,17 @@ def _chart(result: dict[str, Any]) -> bytes:
     names = list(result["variants"])
     rows = list(result["variants"].values())
     medians = [row["median_ms"] for row in rows]
-    above = [row["p95_ms"] - row["median_ms"] for row in rows]
     colors = ["#2a6f97" if name == result["ratio_to"] else "#a9c5d6" for name in names]
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained")
     axes.barh(range(len(names)), medians, color=colors)
-    axes.errorbar(
-        medians, range(len(names)), xerr=[[0] * len(names), above],
-        fmt="none", ecolor="#555555", elinewidth=1, capsize=3,
-    )  # fmt: skip
-    widest = max(median + error for median, error in zip(medians, above, strict=True))
+    widest = max(medians)
     for place, row in enumerate(rows):
-        text = f"{row['median_ms']:.2f} ms  ({row['ratio']:.2f}x)"
-        axes.text(row["p95_ms"] + 0.015 * widest, place, text, va="center", fontsize=9)
+        text = f"{row['median_ms']:.2f}  (p95 {row['p95_ms']:.2f})  {row['ratio']:.2f}x"
+        axes.text(row["median_ms"] + 0.015 * widest, place, text, va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * widest)
-    axes.set_xlabel("ms a batch: median, whisker to the 95th percentile")
+    axes.set_xlim(0, 1.55 * widest)
+    axes.set_xlabel(f"median ms a batch (95th percentile), multiple of {result['ratio_to']}")
     axes.set_title(
         f"{result['network']}, batch {result['batch']}, {result['target']}, "
         f"{result['threads']} threads\n{result['cpu']}",

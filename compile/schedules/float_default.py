@@ -29,9 +29,9 @@ def build_float(mod: IRModule, target: Target) -> relax.VMExecutable:
             [
                 relax.transform.DecomposeOpsForInference(),
                 relax.transform.CanonicalizeBindings(),
-                # Without these two LLVM calls libm's erff and expf, element by element.
+                # Without fast_exp and fast_erf LLVM calls libm's functions, element by element.
                 relax.transform.FastMathTransform(),
-                relax.transform.LegalizeOps({"relax.nn.gelu": _gelu}),
+                relax.transform.LegalizeOps({"relax.nn.gelu": _gelu, "relax.take": _take}),
                 relax.get_pipeline("zero"),
             ]
         )(mod)
@@ -44,6 +44,12 @@ def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         return topi.add(half, topi.multiply(half, topi.fast_erf(topi.multiply(x, math.sqrt(0.5)))))
 
     return builder.call_te(gelu, call.args[0])
+
+
+def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """The importer's mode "fast" makes TVM warn of segmentation faults, once for each roll."""
+    array, indices = call.args
+    return builder.call_te(topi.take, array, indices, axis=call.attrs.axis, mode="clip")
 
 
 def schedule_float(mod: IRModule, target: Target) -> IRModule:
