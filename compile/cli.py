@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import typer
+
 from intswin.compile import cli_options as option
 from intswin.models.errors import IntswinError
 
@@ -40,7 +41,7 @@ def compile_(
     drop_fc1_bias: option.DropFc1Bias = False,
     onnx: option.Onnx = None,
     calibration: option.Calibration = None,
-    calibration_method: option.CalibrationMethod = "percentile-99.99",
+    calibration_method: option.CalibrationMethod = "mse",
     calibration_images: option.CalibrationImages = 64,
     target: option.Target = "llvm",
     batch: option.Batch = 1,
@@ -100,7 +101,7 @@ def evaluate(
     drop_fc1_bias: option.DropFc1Bias = False,
     onnx: option.Onnx = None,
     calibration: option.Calibration = None,
-    calibration_method: option.CalibrationMethod = "percentile-99.99",
+    calibration_method: option.CalibrationMethod = "mse",
     calibration_images: option.CalibrationImages = 64,
     target: option.Target = "llvm",
     batch: option.Batch = 1,

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from intswin.compile import artifact, host_cpu, runtime
 from intswin.compile.tvm_runtime import aligned_empty
 from intswin.models.errors import IntswinError
@@ -33,9 +34,8 @@ def metadata(**changes):
     }
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """One matrix multiplication, compiled by TVM for a plain CPU."""
+def compile_matmul(folder):
+    """Bytes of one matrix multiplication compiled by TVM for a plain CPU."""
     import tvm
     from tvm import relax, te
 
@@ -59,9 +59,18 @@ def library(tmp_path_factory):
             logits = builder.emit_te(multiply, pixels, relax.const(WEIGHT, "int32"))
             output = builder.emit_output(logits)
         builder.emit_func_output(output)
-    path = tmp_path_factory.mktemp("library") / "library.so"
+    path = folder / "library.so"
     tvm.compile(builder.finalize(), target="llvm").export_library(str(path))
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return compile_matmul(tmp_path_factory.mktemp("library"))
+
+
+def test_compiling_again_gives_the_same_bytes(library, tmp_path):
+    assert compile_matmul(tmp_path) == library
 
 
 @pytest.fixture(scope="module")
