@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from intswin.compile import host_cpu, runtime
 from intswin.compile.tvm_runtime import VirtualMachine, aligned_empty, use_all_cores
 from intswin.models.errors import IntswinError
@@ -168,9 +169,10 @@ def _torch_variant(model: Any, pixels: np.ndarray, options: BenchOptions) -> Var
 
 def _float_variant(model: Any, pixels: np.ndarray, options: BenchOptions) -> Variant:
     import torch  # noqa: PLC0415
+    from tvm.relax.frontend.torch import from_exported_program  # noqa: PLC0415
+
     from intswin.compile.schedules.float_default import build_float  # noqa: PLC0415
     from intswin.compile.targets import get_target  # noqa: PLC0415
-    from tvm.relax.frontend.torch import from_exported_program  # noqa: PLC0415
 
     # import_model.py imports networks for one image; this one takes the whole batch.
     with torch.no_grad():

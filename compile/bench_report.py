@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from intswin.compile.files import write_file
 from rich.table import Table
+
+from intswin.compile.files import write_file
 
 LABELS = {
     "relu": "int8 ReLU",

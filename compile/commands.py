@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from intswin.compile import artifact as artifact_file
 from intswin.compile.files import check_writable
 from intswin.models.errors import IntswinError
-from rich.console import Console
-from rich.table import Table
 
 OUTPUT_FOLDER = Path("out")
 DEFAULT_ARTIFACT = OUTPUT_FOLDER / "swin_micro_relu_llvm_b1.intswin"

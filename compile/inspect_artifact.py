@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
 from intswin.compile.artifact import Artifact
 from intswin.compile.verify_ranges import verify_ranges
 from intswin.models.integer_graph import IntegerGraph, Node
-from rich.console import RenderableType
-from rich.table import Table
 
 
 def report(stored: Artifact) -> Iterator[RenderableType]:

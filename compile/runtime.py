@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from intswin.compile import artifact, host_cpu
 from intswin.compile.tvm_runtime import VirtualMachine, aligned_empty
 from intswin.models.errors import IntswinError

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from intswin.compile.host_cpu import usable_cores
 from intswin.models.errors import IntswinError
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from command import run_intswin
 
 REPOSITORY = Path(__file__).parents[2]

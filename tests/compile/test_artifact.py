@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 import pytest
+
 from intswin.compile import artifact
 from intswin.compile.files import check_writable, write_file
 from intswin.models.errors import IntswinError

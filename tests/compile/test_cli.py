@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from command import run_intswin
 from intswin.compile import artifact, runtime
 from intswin.models.swin import ASSETS
-from PIL import Image
 
 PHOTOS = sorted((ASSETS / "photos").glob("*.[jp][pn]g"))
 FIRST_LABEL_SECONDS = 2.0

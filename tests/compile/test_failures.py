@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 import pytest
+
 from command import run_intswin
 from intswin.compile import artifact
 from intswin.models.swin import embedded_checkpoint

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 import tvm
-from intswin.compile.schedules.float_default import build_float
-from intswin.compile.targets import get_target
 from timm.models import SwinTransformer
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
+
+from intswin.compile.schedules.float_default import build_float
+from intswin.compile.targets import get_target
 
 
 def test_scheduled_network_equals_torch():
