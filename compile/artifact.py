@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intswin.compile.files import write_file
 from intswin.models.errors import IntswinError
+from intswin.models.files import write_file
 from intswin.models.integer_graph import IntegerGraph
 
 MAGIC = b"INTSWIN\x01"  # the last byte is the version of the layout

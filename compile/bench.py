@@ -168,16 +168,12 @@ def _torch_variant(model: Any, pixels: np.ndarray, options: BenchOptions) -> Var
 
 
 def _float_variant(model: Any, pixels: np.ndarray, options: BenchOptions) -> Variant:
-    import torch  # noqa: PLC0415
-    from tvm.relax.frontend.torch import from_exported_program  # noqa: PLC0415
-
+    from intswin.compile.import_model import import_torch  # noqa: PLC0415
     from intswin.compile.schedules.float_default import build_float  # noqa: PLC0415
     from intswin.compile.targets import get_target  # noqa: PLC0415
 
-    # import_model.py imports networks for one image; this one takes the whole batch.
-    with torch.no_grad():
-        program = torch.export.export(model, (torch.from_numpy(pixels),))
-    module = from_exported_program(program, unwrap_unit_return_tuple=True)
+    batch, _, height, width = pixels.shape
+    module = import_torch(model, (height, width), batch)
     executable = build_float(module, get_target(options.target))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from intswin.compile.files import write_file
+from intswin.models.files import write_file
 
 LABELS = {
     "relu": "int8 ReLU",

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from intswin.compile.files import write_file
+
 from intswin.compile.float_graph import FloatGraph, FloatOp
 from intswin.models.errors import IntswinError
+from intswin.models.files import write_file
 
 METHODS = ("min-max", "percentile-99.9", "percentile-99.99", "mse")
 _BINS = 4096

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from intswin.compile import artifact as artifact_file
-from intswin.compile.files import check_writable
 from intswin.models.errors import IntswinError
+from intswin.models.files import check_writable
 
 OUTPUT_FOLDER = Path("out")
 DEFAULT_ARTIFACT = OUTPUT_FOLDER / "swin_micro_relu_llvm_b1.intswin"
@@ -90,12 +90,9 @@ def evaluate(
         raise IntswinError(
             "give labeled images: --data PACK.npz or --data FOLDER (or INTSWIN_DATA)"
         )
-    from intswin.compile import evaluate as evaluation  # noqa: PLC0415
-    from intswin.compile.pipeline import CompileOptions  # noqa: PLC0415
-
     with _progress() as progress:
         if per_layer:
-            _print_layers(CompileOptions(**fields), data, limit or LAYERS_IMAGES, progress)
+            _print_layers(fields, data, limit or LAYERS_IMAGES, progress)
             return
 
         def images_done(done: int, total: int) -> None:
@@ -103,10 +100,15 @@ def evaluate(
 
         if artifact is not None:
             stored = artifact_file.read(artifact)
-            rows = evaluation.evaluate_artifact(stored, data, limit, images_done)
+            from intswin.compile.accuracy import evaluate_artifact  # noqa: PLC0415
+
+            rows = evaluate_artifact(stored, data, limit, images_done)
         else:
             progress("compiling")
-            rows = evaluation.evaluate(CompileOptions(**fields), data, limit, images_done)
+            from intswin.compile.evaluate import evaluate as evaluate_network  # noqa: PLC0415
+            from intswin.compile.pipeline import CompileOptions  # noqa: PLC0415
+
+            rows = evaluate_network(CompileOptions(**fields), data, limit, images_done)
     table = Table("form", "top-1 %", "top-5 %", "same top-1 as float %", "bit-exact images")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -158,12 +160,15 @@ def inspect(artifact: Path | None) -> None:
         stdout.print(part)
 
 
-def _print_layers(options: Any, data: Path, limit: int, progress: Callable[[str], None]) -> None:
+def _print_layers(
+    fields: dict[str, Any], data: Path, limit: int, progress: Callable[[str], None]
+) -> None:
     from intswin.compile import evaluate as evaluation  # noqa: PLC0415
     from intswin.compile import pipeline  # noqa: PLC0415
     from intswin.models.data import open_images  # noqa: PLC0415
 
     progress("quantizing")
+    options = pipeline.CompileOptions(**fields)
     network = pipeline.load_float_network(options)
     calibration = pipeline.load_calibration(options, network, progress)
     quantized = pipeline.quantize_network(options, network, calibration)

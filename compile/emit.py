@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tvm
+from tvm import relax, tirx
+from tvm.target import Target
+
 from intswin.compile.operators import (
     add_constant,
     attention,
@@ -13,8 +16,6 @@ from intswin.compile.operators import (
     patchify,
 )
 from intswin.models.integer_graph import IntegerGraph
-from tvm import relax, tirx
-from tvm.target import Target
 
 _OPERATORS = {
     "add_constant": add_constant.emit,

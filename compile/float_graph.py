@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from intswin.models.errors import IntswinError
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 from tvm.tirx import BufferStore
+
+from intswin.models.errors import IntswinError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,29 +14,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intswin.models.errors import IntswinError
 from tvm.ir import IRModule
+
+from intswin.models.errors import IntswinError
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
 
-def import_torch(model: nn.Module, image_size: tuple[int, int]) -> IRModule:
+def import_torch(model: nn.Module, image_size: tuple[int, int], batch: int = 1) -> IRModule:
     """Import a torch network through torch.export.
 
     Args:
         model: takes normalised images, float32 (1, 3, height, width).
         image_size: (height, width) in pixels.
+        batch: images a call, for running the float network itself.
 
     Returns:
-        A module whose `main` maps float32 (1, 3, height, width) to float32 (1, classes).
+        A module whose `main` maps float32 (batch, 3, height, width) to float32 (batch, classes).
     """
     import torch  # noqa: PLC0415 - a second of import that ONNX users do not need
     from tvm.relax.frontend.torch import from_exported_program  # noqa: PLC0415
 
     with torch.no_grad(), _quiet():
-        program = torch.export.export(model.eval(), (torch.zeros(1, 3, *image_size),))
+        program = torch.export.export(model.eval(), (torch.zeros(batch, 3, *image_size),))
     return from_exported_program(program, unwrap_unit_return_tuple=True)
 
 

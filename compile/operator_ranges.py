@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+
 from intswin.compile.range_check import INT64, Bounds, Check
 
 Interval = tuple[int, int]

@@ -22,6 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from tvm.ir import IRModule
+from tvm.ir.transform import PassContext, module_pass
+from tvm.target import Target
+
 from intswin.compile import artifact, host_cpu
 from intswin.compile.build import build_with_report, export
 from intswin.compile.calibrate import Calibration, calibrate
@@ -43,10 +48,6 @@ from intswin.models.swin import (
     embedded_checkpoint,
     model_preprocess,
 )
-from torch import nn
-from tvm.ir import IRModule
-from tvm.ir.transform import PassContext, module_pass
-from tvm.target import Target
 
 ACTIVATIONS = ("relu", "igelu", "shiftgelu")
 DEFAULT_METHOD = "mse"
@@ -262,7 +263,13 @@ def build_integer_network(
     executable, report = build_with_report(emit(graph, options.batch, target), target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"
-        export(executable, path, target)
+        try:
+            export(executable, path, target)
+        except (OSError, RuntimeError) as error:  # the linker's words are in a RuntimeError
+            raise IntswinError(
+                f"cannot link the library in {folder} ({str(error).strip().splitlines()[0]}); "
+                "is there space, and a C compiler?"
+            ) from error
         library = path.read_bytes()
     metadata = {
         "network": str(options.onnx) if options.onnx else options.network,

@@ -15,11 +15,19 @@ import math
 
 import numpy as np
 import torch
+
 from intswin.compile import quantize_parameters as parameters
 from intswin.compile.float_graph import FloatGraph, FloatOp
 from intswin.compile.quantize_attention import Scores, bias_tables, find_layout
 from intswin.compile.quantize_emit import LAYOUT_OPS, Emitter, PendingLinear, Ranges
-from intswin.compile.quantize_views import View, is_permutation, per_channel, through_layout
+from intswin.compile.quantize_views import (
+    View,
+    elements,
+    in_order,
+    is_permutation,
+    per_channel,
+    through_layout,
+)
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import Attribute, IntegerGraph, TensorSpec
 from intswin.models.preprocess import Preprocess
@@ -93,7 +101,7 @@ class _Quantizer:
             raise IntswinError(f"the network takes {channels} channels; RGB images have 3")
         image = TensorSpec((height, width, 3), "uint8", 1.0)
         self.out.specs["image"] = image
-        pixels = torch.arange(height * width * 3).reshape(1, height, width, 3)
+        pixels = elements(height * width * 3).reshape(1, height, width, 3)
         self.values["image"] = View("image", 3, pixels.permute(0, 3, 1, 2))
         handlers = {
             "nn.conv2d": self._conv2d, "matmul": self._matmul, "add": self._add,
@@ -101,6 +109,7 @@ class _Quantizer:
             "nn.gelu": self._activation, "nn.layer_norm": self._layer_norm,
             "nn.softmax": self._softmax, "mean": self._mean,
         }  # fmt: skip
+        last_reader = {name: op.name for op in self.graph.ops for name in op.value_args}
         for op in self.graph.ops:
             if op.op in LAYOUT_OPS:
                 self.values[op.name] = through_layout(op, self.values)
@@ -111,6 +120,9 @@ class _Quantizer:
                     f"operator {op.op!r} ({op.name}) has no integer form; intswin quantizes the "
                     "operators of Swin, ViT and DeiT networks"
                 )
+            for name in op.value_args:  # index tables of a large network fill gigabytes
+                if last_reader[name] == op.name:
+                    self.values.pop(name, None)
         self._logits()
         return QuantizedNetwork(IntegerGraph(image, self.out.nodes), self.out.views)
 
@@ -135,7 +147,7 @@ class _Quantizer:
         bias = -(weight.sum(axis=(2, 3)) * (mean / std)).sum(axis=1)
         matrix = folded.transpose(0, 2, 3, 1).reshape(features, -1)
         linear = PendingLinear(patches, rows, matrix, bias, op.name)
-        order = torch.arange(rows * features).reshape(1, *op.shape[2:], features)
+        order = elements(rows * features).reshape(1, *op.shape[2:], features)
         self.values[op.name] = View(linear, features, order.permute(0, 3, 1, 2))
 
     def _matmul(self, op: FloatOp) -> None:
@@ -159,8 +171,7 @@ class _Quantizer:
         weight = right.double().numpy().T * view.factor
         features = weight.shape[0]
         linear = PendingLinear(source, count, weight, np.zeros(features), op.name)
-        index = torch.from_numpy(order[:, None] * features + np.arange(features))
-        self.values[op.name] = View(linear, features, index.reshape(op.shape))
+        self.values[op.name] = in_order(linear, order, features, op.shape)
 
     def _gather(self, source: str, rows: np.ndarray) -> str:
         spec = dataclasses.replace(
@@ -307,11 +318,9 @@ class _Quantizer:
             gamma, beta, float(op.attrs.epsilon), self.out.specs[source].scale, spec.scale,
             spec.zero_point,
         )  # fmt: skip
-        index = torch.from_numpy(order[:, None] * channels + np.arange(channels))
+        index = in_order("", order, channels, op.shape).index
         attrs: dict[str, Attribute] = {"out": out, "shift": shift}
-        self.out.result(
-            op, "layer_norm", [source], {**tables, **tensors}, attrs, spec, index.reshape(op.shape)
-        )
+        self.out.result(op, "layer_norm", [source], {**tables, **tensors}, attrs, spec, index)
 
     def _mean(self, op: FloatOp) -> None:
         name = op.args[0]
@@ -347,7 +356,7 @@ class _Quantizer:
         left, right = (self.values[name] for name in op.args)
         if not isinstance(left.source, Scores):
             scores = Scores.of(left, right, *op.args)
-            index = torch.arange(math.prod(op.shape)).reshape(op.shape)
+            index = elements(math.prod(op.shape)).reshape(op.shape)
             self.values[op.name] = View(scores, op.shape[-1], index)
             return
         scores = left.source
@@ -369,11 +378,11 @@ class _Quantizer:
             scales[0] * scales[1] * factor, scales[2] * v.factor, out_scale, op.name
         )
         tensors = {"rows": layout.rows, **bias_tables(scores, layout), "params": params}
-        row = torch.from_numpy(layout.rows.astype(np.int64))
+        row = torch.from_numpy(layout.rows)
         by_head = row[:, None, :, None] * (heads * dim) + (
-            torch.arange(heads * dim).reshape(1, heads, 1, dim)
+            elements(heads * dim).reshape(1, heads, 1, dim)
         )
-        index = torch.empty((windows * heads, tokens, dim), dtype=torch.int64)
+        index = torch.empty((windows * heads, tokens, dim), dtype=torch.int32)
         index[torch.from_numpy(layout.group_of)] = by_head
         spec = TensorSpec((windows * tokens, heads * dim), "uint8", out_scale, 128)
         attrs: dict[str, Attribute] = {"heads": heads, "d": dim}
@@ -382,7 +391,7 @@ class _Quantizer:
     def _logits(self) -> None:
         view = self.values[self.graph.output]
         linear = view.source
-        natural = torch.arange(view.index.numel())
+        natural = elements(view.index.numel())
         if (
             not isinstance(linear, PendingLinear)
             or linear.activation != "none"

@@ -11,8 +11,9 @@ import dataclasses
 
 import numpy as np
 import torch
+
 from intswin.compile.quantize_parameters import LN2_STEP
-from intswin.compile.quantize_views import View, is_permutation
+from intswin.compile.quantize_views import View, elements, is_permutation
 from intswin.models.errors import IntswinError
 
 
@@ -67,7 +68,7 @@ class Scores:
     def require_natural(self, view: View, what: str) -> None:
         """Refuse a view of the scores whose last axes are not (query, key)."""
         groups, tokens, _ = self.shape
-        natural = torch.arange(groups * tokens * tokens)
+        natural = elements(groups * tokens * tokens)
         if not torch.equal(view.index.reshape(-1), natural):
             raise IntswinError(f"{what} does not see attention scores as (..., query, key)")
 
@@ -133,12 +134,15 @@ def bias_tables(scores: Scores, layout: Layout) -> dict[str, np.ndarray]:
     if scores.bias is None:
         return {}
     fixed = np.clip(np.rint(scores.bias / LN2_STEP), -32768, 32767).astype(np.int16)
-    by_window = fixed[layout.group_of]  # (windows, heads, n, n)
-    tables, pattern = np.unique(by_window.reshape(len(by_window), -1), axis=0, return_inverse=True)
-    return {
-        "bias": tables.reshape(-1, *by_window.shape[1:]),
-        "pattern": pattern.reshape(-1).astype(np.int32),
-    }
+    known: dict[bytes, int] = {}
+    tables: list[np.ndarray] = []
+    pattern: list[int] = []
+    for groups in layout.group_of:
+        table = fixed[groups]  # (heads, n, n)
+        pattern.append(known.setdefault(table.tobytes(), len(known)))
+        if len(known) > len(tables):
+            tables.append(table)
+    return {"bias": np.stack(tables), "pattern": np.array(pattern, dtype=np.int32)}
 
 
 def _rows_and_columns(view: View, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+
 from intswin.compile import quantize_parameters as parameters
 from intswin.compile.float_graph import FloatGraph, FloatOp
 from intswin.compile.quantize_attention import Scores

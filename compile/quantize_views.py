@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+
 from intswin.compile.float_graph import FloatOp, evaluate
 from intswin.models.errors import IntswinError
 
@@ -23,7 +24,7 @@ class View:
     Attributes:
         source: what the elements come from; the caller's own handle.
         channels: of the source.
-        index: int64, the float value's shape; flat element of the source, or -1 - i for
+        index: int32, the float value's shape; flat element of the source, or -1 - i for
             element i of `constants`.
         factor: the value is factor * (dequantized element).
         constants: float64; elements that the value got from constants by concatenation.
@@ -43,7 +44,7 @@ class View:
         """For a value whose last axis is whole source rows: the source row of each, or -1.
 
         Returns:
-            int64 (value rows, groups): groups > 1 when a value row joins several source rows. A
+            int32 (value rows, groups): groups > 1 when a value row joins several source rows. A
             row of -1 comes from `constants`.
 
         Raises:
@@ -57,7 +58,7 @@ class View:
             )
         index = self.index.reshape(-1, width // self.channels, self.channels).numpy()
         rows = np.where(index[..., 0] >= 0, index[..., 0] // self.channels, -1)
-        whole = rows[..., None] * self.channels + np.arange(self.channels)
+        whole = rows[..., None] * self.channels + np.arange(self.channels, dtype=np.int32)
         if (
             not np.array_equal(
                 np.where(rows[..., None] >= 0, index, -1), np.where(rows[..., None] >= 0, whole, -1)
@@ -86,7 +87,7 @@ def through_layout(op: FloatOp, values: Mapping[str, View]) -> View:
         fields: list[object] = []
         for field in args[0]:
             if isinstance(field, torch.Tensor):
-                numbers = -1 - len(constants) - torch.arange(field.numel())
+                numbers = -1 - len(constants) - elements(field.numel())
                 constants.extend(field.double().reshape(-1).tolist())
                 fields.append(numbers.reshape(field.shape))
             else:
@@ -99,7 +100,18 @@ def through_layout(op: FloatOp, values: Mapping[str, View]) -> View:
 
 def identity(source: object, rows: int, channels: int, shape: tuple[int, ...]) -> View:
     """The view of a whole (rows, channels) tensor in its own order, shaped like the value."""
-    return View(source, channels, torch.arange(rows * channels).reshape(shape))
+    return View(source, channels, elements(rows * channels).reshape(shape))
+
+
+def in_order(source: object, order: np.ndarray, channels: int, shape: tuple[int, ...]) -> View:
+    """The view whose value row i is row order[i] of a (rows, channels) tensor."""
+    index = order[:, None] * channels + np.arange(channels)
+    return View(source, channels, torch.from_numpy(index.astype(np.int32)).reshape(shape))
+
+
+def elements(count: int) -> torch.Tensor:
+    """0..count-1, int32: flat indices of a tensor's elements."""
+    return torch.arange(count, dtype=torch.int32)
 
 
 def is_permutation(rows: np.ndarray, count: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import Node, TensorSpec
 

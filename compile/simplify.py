@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import torch
+
 from intswin.compile.float_graph import FloatGraph, FloatOp, evaluate
 
 _NO_OP_IF_SAME_SHAPE = {"copy", "nn.pad", "broadcast_to", "reshape", "squeeze", "expand_dims"}

@@ -6,9 +6,10 @@ from typing import Any
 
 import tvm
 import tvm_ffi
+from tvm.target import Target, codegen
+
 from intswin.compile.host_cpu import usable_cores
 from intswin.models.errors import IntswinError
-from tvm.target import Target, codegen
 
 TVM_VERSION = "0.27.0.post1"
 TVM_FFI_VERSIONS = ("0.1.14.post0", "0.1.14.post1")  # 0.1.15 segfaults in MetaSchedule

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from intswin.compile import operator_ranges
 from intswin.compile.operator_ranges import Interval
 from intswin.compile.range_check import Check, OperatorRange

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from intswin.models.errors import IntswinError
 from timm.layers import Mlp
 from torch import nn
+
+from intswin.models.errors import IntswinError
 
 Activation = Literal["gelu", "relu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from intswin.models.preprocess import Preprocess
 from timm.data import Mixup
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+from intswin.models.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,19 @@ Swin and DeiT authors publish). Never unpickles code. Optimizer state is not kep
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from intswin.models.errors import IntswinError
 from safetensors import SafetensorError
 from timm.models import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+
+from intswin.models.errors import IntswinError
+from intswin.models.files import write_atomically, write_file
 
 PICKLED = (".pth", ".pt", ".bin")
 
@@ -37,31 +36,11 @@ def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = tor
         for name, value in model.state_dict().items()
     }
     if path.suffix == ".safetensors":
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+        write_file(path, safetensors.torch.save(tensors))
     elif path.suffix in PICKLED:
         write_atomically(path, lambda temporary: torch.save(tensors, temporary))
     else:
         raise IntswinError(f"{path}: unknown checkpoint suffix; use .safetensors or .pth")
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then rename it to ``path``.
-
-    Raises IntswinError when the folder is missing, read-only or full; no partial file is left.
-    """
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)  # mkstemp's 0600 is for secrets
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save: RuntimeError
-        raise IntswinError(f"{path} cannot be written: {error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

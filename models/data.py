@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess, load_image
-from PIL import Image
 
 DECODE_THREADS = 8
 

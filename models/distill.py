@@ -21,8 +21,9 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from intswin.models.checkpoint import load_checkpoint
 from torch import Tensor, nn
+
+from intswin.models.checkpoint import load_checkpoint
 
 Taught = tuple[Tensor, list[Tensor]]
 

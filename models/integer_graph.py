@@ -99,7 +99,7 @@ class IntegerGraph:
         arrays = {f"{n.name}/{key}": value for n in self.nodes for key, value in n.tensors.items()}
         buffer = io.BytesIO()
         header_bytes = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        np.savez(buffer, graph=header_bytes, **arrays)
+        np.savez(buffer, graph=header_bytes, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from intswin.models.integer_graph import Node
 from intswin.models.integer_math import (
     bit_length,

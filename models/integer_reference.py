@@ -8,6 +8,7 @@ from several threads at once made it up to twenty times slower.
 from __future__ import annotations
 
 import numpy as np
+
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph, Node
 from intswin.models.integer_ops import execute

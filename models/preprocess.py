@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from intswin.models.errors import IntswinError
 from PIL import Image
+
+from intswin.models.errors import IntswinError
 
 INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,

@@ -12,13 +12,14 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
+from timm.models import SwinTransformer
+from torch import nn
+
 from intswin.models.activation import replace_activation
 from intswin.models.checkpoint import load_checkpoint
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess
-from timm.data import resolve_model_data_config
-from timm.models import SwinTransformer
-from torch import nn
 
 SWIN_MICRO = "swin_micro"
 # Mean and std of 0.5 map pixels to [-1, 1], the input that the MobileNetV2 teacher reads too, and

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from intswin.models.augment import Augment, normalize
-from intswin.models.checkpoint import write_atomically
-from intswin.models.distill import Distillation
-from intswin.models.errors import IntswinError
-from intswin.models.preprocess import Preprocess
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+
+from intswin.models.augment import Augment, normalize
+from intswin.models.distill import Distillation
+from intswin.models.errors import IntswinError
+from intswin.models.files import write_atomically
+from intswin.models.preprocess import Preprocess
 
 SCHEDULE_TICKS = 10_000
 STATE_EVERY_S = 120.0

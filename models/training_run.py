@@ -21,16 +21,18 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from torch import nn
+
 from intswin.models.activation import mlp_activation
 from intswin.models.augment import Augment
-from intswin.models.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from intswin.models.checkpoint import load_checkpoint, save_checkpoint
 from intswin.models.data import ImageSet, open_images
 from intswin.models.distill import Distillation
 from intswin.models.errors import IntswinError
+from intswin.models.files import write_atomically
 from intswin.models.preprocess import Preprocess
 from intswin.models.swin import SWIN_MICRO, create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
-from torch import nn
 
 PROVENANCE = (
     "Trained on Imagenette v2 (10 ImageNet classes): photos from ImageNet (image-net.org terms: "

@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 import numpy as np
+
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
 
 Rng = np.random.Generator

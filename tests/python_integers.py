@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from intswin.models.integer_graph import Node
 
 Rows = list[list[int]]

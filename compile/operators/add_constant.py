@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from intswin.compile.operators.expressions import emit_compute, int32, saturate
-from intswin.models.integer_graph import Node
 from tvm import relax, te, tirx
 from tvm.target import Target
+
+from intswin.compile.operators.expressions import emit_compute, int32, saturate
+from intswin.models.integer_graph import Node
 
 
 def emit(

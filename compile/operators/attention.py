@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from tvm import relax
+from tvm.target import Target
+
 from intswin.compile.schedules import simd
 from intswin.compile.schedules.attention import AttentionShape, attention_kernel, padded_tokens
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import Node
-from tvm import relax
-from tvm.target import Target
 
 
 def emit(

@@ -5,9 +5,10 @@ Both take int32 `t` in int16's range, of scale 2^-k, and give P = t * g before i
 
 from __future__ import annotations
 
-from intswin.compile.operators.expressions import int32, let
 from tvm import te, tirx
 from tvm.ir import Expr
+
+from intswin.compile.operators.expressions import int32, let
 
 
 def igelu(t: Expr, act_params: te.Tensor) -> Expr:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from tvm import relax
+from tvm.target import Target
+
 from intswin.compile.schedules import simd
 from intswin.compile.schedules.layer_norm import LayerNormShape, layer_norm_kernel
 from intswin.models.integer_graph import Node
-from tvm import relax
-from tvm.target import Target
 
 
 def emit(

@@ -8,6 +8,10 @@ sees is exactly (B, rows, N).
 from __future__ import annotations
 
 import numpy as np
+from tvm import relax, te, tirx
+from tvm.ir import Expr
+from tvm.target import Target
+
 from intswin.compile.operators import packed_weight
 from intswin.compile.operators.expressions import (
     add_saturating,
@@ -18,9 +22,6 @@ from intswin.compile.operators.expressions import (
 )
 from intswin.compile.operators.integer_gelu import igelu, shiftgelu
 from intswin.models.integer_graph import Node
-from tvm import relax, te, tirx
-from tvm.ir import Expr
-from tvm.target import Target
 
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
 _GELUS = {"igelu": igelu, "shiftgelu": shiftgelu}

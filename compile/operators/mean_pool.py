@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from intswin.compile.operators.expressions import emit_compute, int32, requant16, saturate
-from intswin.models.integer_graph import Node
 from tvm import relax, te
 from tvm.target import Target
+
+from intswin.compile.operators.expressions import emit_compute, int32, requant16, saturate
+from intswin.models.integer_graph import Node
 
 _FRAC = 7
 _OFFSET = (128 << _FRAC) + ((1 << _FRAC) >> 1)  # the zero point and the rounding

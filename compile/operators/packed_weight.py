@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from intswin.compile.targets import has_avx2, has_vnni
 from tvm import te
 from tvm.ir import Expr
 from tvm.target import Target
+
+from intswin.compile.targets import has_avx2, has_vnni
 
 # Output channels of a block: the int32 lanes of an accumulator.
 COLUMNS = {"vnni": 16, "avx2": 8, "plain": 16}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from intswin.compile.operators.expressions import emit_compute
-from intswin.models.integer_graph import Node
 from tvm import relax, te
 from tvm.target import Target
+
+from intswin.compile.operators.expressions import emit_compute
+from intswin.models.integer_graph import Node
 
 
 def emit(

@@ -20,11 +20,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from intswin.compile.schedules import simd
-from intswin.compile.schedules.simd import Expr, Simd, cast, const, let, load, splat, store
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.schedules import simd
+from intswin.compile.schedules.simd import Expr, Simd, cast, const, let, load, splat, store
 
 _REACH = 9 * 256 - 1 + 256  # the largest u that has to be told from others: z = 9 for all above
 _SHIFT = 4 * 256  # added to u, so that z + 4 is a byte of it: `_exponential` shifts by z + 4

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from intswin.compile.schedules import simd
-from intswin.compile.schedules.simd import Expr, Simd, cast, const, let, load, splat, store
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.schedules import simd
+from intswin.compile.schedules.simd import Expr, Simd, cast, const, let, load, splat, store
 
 _GROUP = 16  # rows: the lanes of the step between the sums and the output
 _TASKS = 4  # the number of groups is a multiple, for balance on 2 and 4 cores

@@ -12,10 +12,11 @@ from typing import TypeAlias
 
 import numpy as np
 import tvm
-from intswin.compile.targets import has_avx2, has_vnni
 from tvm import tirx
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.targets import has_avx2, has_vnni
 
 Expr: TypeAlias = tirx.Expr
 Buffer: TypeAlias = tirx.Buffer

@@ -8,10 +8,11 @@ import subprocess
 
 import numpy as np
 import tvm
+from tvm import relax
+
 from intswin.compile.build import build
 from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
-from tvm import relax
 
 _PRELUDE = r"""
 #include <stdint.h>

@@ -3,10 +3,11 @@
 import importlib
 
 import tvm
-from intswin.compile.build import build
-from intswin.compile.targets import get_target, has_avx2
 from tvm import relax
 from tvm.target import Target, codegen
+
+from intswin.compile.build import build
+from intswin.compile.targets import get_target, has_avx2
 
 # Those whose code this CPU can run; "plain" is this machine without any vector extension that the
 # vector kernels look for.

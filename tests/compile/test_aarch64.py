@@ -2,9 +2,10 @@
 
 import shutil
 
-import graphs
 import numpy as np
 import pytest
+
+import graphs
 from intswin.models import integer_reference
 
 _MISSING = [t for t in ("qemu-aarch64", "aarch64-linux-gnu-gcc") if not shutil.which(t)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from intswin.compile import artifact
-from intswin.compile.files import check_writable, write_file
 from intswin.models.errors import IntswinError
+from intswin.models.files import check_writable, write_file
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
 
 METADATA = {"network": "tiny", "classes": ["a", "b"], "logit_scale": 0.125}

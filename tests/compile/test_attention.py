@@ -1,9 +1,10 @@
 """The compiled attention equals the reference bit for bit."""
 
-import graphs
 import numpy as np
 import pytest
 import tvm
+
+import graphs
 from intswin.compile.targets import get_target
 from intswin.models.errors import IntswinError
 from intswin.models.integer_ops import execute

@@ -1,16 +1,17 @@
 """Whole networks: emitted, built, and equal to the reference; what they share; where they live."""
 
-import graphs
 import numpy as np
 import pytest
 import tvm
+from tvm import relax, tirx
+
+import graphs
 from intswin.compile.build import build, export
 from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
 from intswin.models import integer_reference
 from intswin.models.errors import IntswinError
 from operator_runner import TARGETS
-from tvm import relax, tirx
 
 
 def _run(executable, images):

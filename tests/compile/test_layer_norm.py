@@ -1,8 +1,9 @@
 """The compiled LayerNorm equals the reference bit for bit."""
 
-import graphs
 import numpy as np
 import pytest
+
+import graphs
 from intswin.models.integer_ops import execute
 from operator_runner import VECTOR_TARGETS, compile_operator
 

@@ -1,15 +1,16 @@
 """The compiled GEMM, its epilogues and the integer GELUs equal the reference bit for bit."""
 
-import graphs
 import numpy as np
 import pytest
 import tvm
+from tvm import te
+
+import graphs
 from intswin.compile.operators.integer_gelu import igelu, shiftgelu
 from intswin.compile.operators.packed_weight import pack_weight
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
 from operator_runner import TARGETS, compile_operator
-from tvm import te
 
 _EPILOGUES: dict[str, dict] = {
     "relu": {"zero_point": 0},

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from intswin.compile import runtime
+from intswin.compile.accuracy import evaluate_artifact
 from intswin.compile.artifact import read
-from intswin.compile.evaluate import evaluate, evaluate_artifact, layer_errors
+from intswin.compile.evaluate import evaluate, layer_errors
 from intswin.compile.import_model import export_onnx
 from intswin.compile.pipeline import (
     ACTIVATIONS,

@@ -1,8 +1,9 @@
 """patchify, mean_pool, gather_rows and add_constant equal the reference bit for bit."""
 
-import graphs
 import numpy as np
 import pytest
+
+import graphs
 from intswin.models.integer_ops import execute
 from operator_runner import TARGETS, compile_operator
 

@@ -2,6 +2,7 @@
 
 import pytest
 import tvm
+
 from intswin.compile import targets
 from intswin.models.errors import IntswinError
 

@@ -1,14 +1,15 @@
 """A float hidden anywhere in a module is found and named."""
 
-import graphs
 import numpy as np
 import pytest
 import tvm
+from tvm import relax, te, tirx
+
+import graphs
 from intswin.compile.build import build, build_with_report
 from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
-from tvm import relax, te, tirx
 
 
 def _kernel(body, dtype="int32"):

@@ -1,10 +1,11 @@
 """Interval analysis: sound, tight where it has to be, and a refusal for each thing it checks."""
 
-import graphs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import graphs
 from intswin.compile import operator_ranges
 from intswin.compile.range_check import Check
 from intswin.compile.verify_ranges import verify_ranges

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from intswin.models.data import open_images
 from intswin.models.preprocess import Preprocess, load_image
 from intswin.models.swin import ASSETS, create_model, embedded_checkpoint, model_preprocess

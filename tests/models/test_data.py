@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import photo, write_pack
+from PIL import Image
+
 from intswin.models.data import open_images
 from intswin.models.errors import IntswinError
 from intswin.models.preprocess import Preprocess, load_image
-from PIL import Image
 
 SMALL = Preprocess(image_size=32, crop_pct=0.8)
 

@@ -5,9 +5,10 @@ The bounds are what was measured, rounded up: a change of a formula that costs a
 
 import math
 
-import graphs
 import numpy as np
 import pytest
+
+import graphs
 from intswin.models.integer_math import requant8, requant16
 from intswin.models.integer_ops import execute, igelu, probability, shiftgelu
 

@@ -1,12 +1,13 @@
 """Every operator of the reference against Python integers, at the ends of its ranges."""
 
-import graphs
 import numpy as np
 import pytest
 import python_integers
-from graphs import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import graphs
+from graphs import Case
 from intswin.models.integer_graph import Node, TensorSpec
 from intswin.models.integer_math import bit_length, floor_sqrt, matmul, requant16
 from intswin.models.integer_ops import execute, igelu, shiftgelu

@@ -1,9 +1,10 @@
 """Whole networks: chunks do not matter, nothing leaves int32, Python integers agree."""
 
-import graphs
 import numpy as np
 import pytest
 import python_integers
+
+import graphs
 from intswin.models import integer_reference
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph

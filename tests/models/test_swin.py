@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
+
 from intswin.models.activation import mlp_activation, mlps, replace_activation
 from intswin.models.errors import IntswinError
 from intswin.models.swin import create_model, embedded_checkpoint, model_preprocess
-from torch import nn
 
 
 def parameters(model):

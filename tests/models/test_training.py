@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from image_files import photo, write_pack
+from timm import create_model as create_timm_model
+from timm.models import SwinTransformer
+
 from intswin.models.augment import Augment, random_resized_crop
 from intswin.models.checkpoint import save_checkpoint
 from intswin.models.distill import Distillation, SwinStages, map_loss
@@ -16,8 +19,6 @@ from intswin.models.preprocess import Preprocess
 from intswin.models.swin import create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
 from intswin.models.training_run import load_photos
-from timm import create_model as create_timm_model
-from timm.models import SwinTransformer
 
 ROOT = Path(__file__).parents[2]
 SMALL = Preprocess(image_size=64, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
