@@ -1,0 +1,22 @@
+"""Every target that compiles has its script."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from intswin.compile.targets import TARGET_NAMES
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CPU_TARGETS = [name for name in TARGET_NAMES if not name.startswith("cuda")]
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_compile_script_of_target(tmp_path, target):
+    """It compiles for its own target: a wrong checkpoint is refused only after the arguments."""
+    script = SCRIPTS / f"compile_{target.replace('-', '_')}.py"
+    command = [sys.executable, script, "--checkpoint", "none.pth"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "none.pth: no such checkpoint" in result.stderr
+    assert f'"{target}"' in script.read_text()
