@@ -11,13 +11,14 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
+
 from intswin.models.data import open_images
 from intswin.models.distill import Distillation, MobileNetTeacher
 from intswin.models.errors import IntswinError
 from intswin.models.swin import MICRO_PREPROCESS, create_model
 from intswin.models.training import seed_everything
 from intswin.models.training_run import save_with_card, train, training_parser
-from torch import nn
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from intswin.compile.targets import TARGET_NAMES
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
