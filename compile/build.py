@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 import tvm
-from intswin.compile.schedules import apply_default_schedules
-from intswin.compile.stack_buffers import keep_small_buffers_on_stack
-from intswin.compile.verify_integer_only import IntegerOnlyReport, verify_integer_only
-from intswin.models.errors import IntswinError
 from tvm import relax
 from tvm.support.cc import get_cc
 from tvm.target import Target
 from tvm.tirx import get_tir_pipeline, register_tir_pipeline
+
+from intswin.compile.schedules import apply_default_schedules
+from intswin.compile.stack_buffers import keep_small_buffers_on_stack
+from intswin.compile.tuning_log import apply_tuned_schedules
+from intswin.compile.verify_integer_only import IntegerOnlyReport, verify_integer_only
+from intswin.models.errors import IntswinError
 
 _PIPELINE = "intswin"
 
@@ -32,7 +34,7 @@ def build_with_report(
     mod: tvm.IRModule, target: Target
 ) -> tuple[relax.VMExecutable, IntegerOnlyReport]:
     """Like `build`, and what the integer-only check saw in the code that LLVM received."""
-    mod = apply_default_schedules(mod, target)
+    mod = apply_default_schedules(apply_tuned_schedules(mod, target), target)
     verify_integer_only(mod)  # the Relax function, which lowering replaces by VM instructions
     reports: list[IntegerOnlyReport] = []
     # `tvm.compile` takes a TIR pipeline by name only.
@@ -42,13 +44,23 @@ def build_with_report(
     return executable, report
 
 
+def build_kernel(mod: tvm.IRModule, target: Target) -> tvm.runtime.Module:
+    """Compile one scheduled kernel, the function "main", exactly as `build` compiles it.
+
+    Raises:
+        FloatOperationError: its lowered form does not compute in integers alone.
+    """
+    register_tir_pipeline(_PIPELINE, lambda: _checked_pipeline([]))
+    return tvm.tirx.build(mod, target, pipeline=_PIPELINE)
+
+
 def export(executable: relax.VMExecutable, path: Path, target: Target) -> None:
     """Link the executable to a shared library at `path`.
 
     Raises:
         IntswinError: there is no C compiler that links for `target`.
     """
-    executable.export_library(str(path), cc=_linker(target))
+    executable.export_library(str(path), cc=linker(target))
 
 
 def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
@@ -66,7 +78,12 @@ def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
     return lower, finalize, finalize_device
 
 
-def _linker(target: Target) -> str:
+def linker(target: Target) -> str:
+    """The C compiler that links shared libraries for `target`.
+
+    Raises:
+        IntswinError: there is none.
+    """
     triple = str(target.attrs["mtriple"])
     machine = triple.split("-", maxsplit=1)[0]
     if machine == platform.machine():

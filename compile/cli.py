@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from intswin.compile import cli_options as option
+from intswin.compile import cli_tune
 from intswin.models.errors import IntswinError
 
 USER_ERROR = 2
@@ -139,6 +140,9 @@ def inspect(artifact: option.ArtifactArgument = None) -> None:
     from intswin.compile import commands  # noqa: PLC0415
 
     commands.inspect(artifact)
+
+
+app.command()(cli_tune.tune)
 
 
 def _given(arguments: dict[str, Any], but: str) -> dict[str, Any]:

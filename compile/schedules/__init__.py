@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tvm
+from tvm import s_tir, tirx
+from tvm.target import Target
+
 from intswin.compile.schedules.elementwise import (
     schedule_mean_pool,
     schedule_patchify,
     schedule_rows,
 )
 from intswin.compile.schedules.gemm import schedule_linear
-from tvm import s_tir, tirx
-from tvm.target import Target
 
 # By the attribute "intswin.op". Each schedules the function "main" of the schedule it is given.
 _SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {

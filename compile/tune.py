@@ -1,0 +1,316 @@
+"""Tune the kernels of networks for a target and keep the results in a log: `intswin tune`.
+
+The job works in batches. Each builds the candidates of one kernel in parallel, measures and checks
+them one after the other, and appends what it found to the log, so that a job that is killed loses
+the batch in flight. A schedule becomes a record only when it is measured again, in turns with the
+default and with the best record, and is faster than both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import tvm
+from rich.console import Console
+from tvm import s_tir
+from tvm.target import Target
+
+from intswin.compile import tuning_log
+from intswin.compile.emit import emit
+from intswin.compile.host_cpu import usable_cores
+from intswin.compile.pipeline import (
+    CompileOptions,
+    load_calibration,
+    load_float_network,
+    quantize_network,
+)
+from intswin.compile.schedules.gemm import schedule_linear
+from intswin.compile.schedules.gemm_space import GemmTile, default_tile
+from intswin.compile.targets import check_versions, get_target
+from intswin.compile.tuner import worker
+from intswin.compile.tuner.machines import Machines
+from intswin.compile.tuner.processes import Pool, WorkerError
+from intswin.compile.tuner.search import propose
+from intswin.compile.tuner.store import Store
+from intswin.compile.tuner.table import Progress, Row
+from intswin.compile.tuner.tasks import Task, extract_tasks
+from intswin.compile.tvm_runtime import use_all_cores
+from intswin.models.errors import IntswinError
+
+BATCH = 16  # candidates
+BUILD_SECONDS = 30.0  # the limit of a candidate
+_WORTH = 0.99  # of the time of what it replaces: a record has to be more than 1 % faster
+_COMPARE_ROUNDS = 7
+_COMPARED = 2  # candidates of a batch that are measured again
+_GIVE_UP = 3.0  # times the best: a candidate that slow is not measured well
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+    """What to tune.
+
+    Attributes:
+        networks: of the pipeline: the kernels of every combination with activations and batches.
+        trials: candidates of each kernel, those of earlier runs on the same log included.
+        hours: after which no batch starts; None for no limit.
+        logs: folder that gets a folder for the target.
+        move_aside: rename a log with another fingerprint instead of refusing it.
+        rpc_tracker: "host:port" of TVM's tracker, to measure on its servers.
+        rpc_key: which servers.
+    """
+
+    networks: tuple[str, ...]
+    activations: tuple[str, ...] = ("relu",)
+    batches: tuple[int, ...] = (1,)
+    target: str = "llvm"
+    trials: int = 64
+    hours: float | None = None
+    logs: Path = Path("tuning_logs")
+    move_aside: bool = False
+    rpc_tracker: str | None = None
+    rpc_key: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise IntswinError(f"{self.trials} trials are not possible; use 1 or more")
+        if bool(self.rpc_tracker) != bool(self.rpc_key):
+            raise IntswinError("give both --rpc-tracker and --rpc-key, or none of them")
+
+
+def tune(options: TuneOptions, console: Console) -> Path:
+    """Run the job; returns the folder of the log.
+
+    Raises:
+        IntswinError: the networks or the target cannot be used, or the log is refused.
+    """
+    deadline = time.monotonic() + 3600 * options.hours if options.hours else float("inf")
+    check_versions()
+    use_all_cores()
+    target = get_target(options.target)
+    folder = options.logs / tuning_log.log_name(target)
+    store = Store(folder, target, options.move_aside)
+    try:
+        if store.broken:
+            console.print(f"{folder}: {store.broken} broken lines are skipped", soft_wrap=True)
+        tasks = extract_tasks(_modules(options, target, console))
+        run_job(tasks, target, store, options, deadline, console)
+        store.trim()
+    finally:
+        store.close()
+    return folder
+
+
+def run_job(
+    tasks: list[Task],
+    target: Target,
+    store: Store,
+    options: TuneOptions,
+    deadline: float,
+    console: Console,
+) -> None:
+    """Tune tasks until each has its trials or the deadline has passed (time.monotonic())."""
+    machines = (
+        Machines.behind_tracker(options.rpc_tracker, options.rpc_key)
+        if options.rpc_tracker and options.rpc_key
+        else Machines.local(target)
+    )
+    builders = Pool(usable_cores())
+    try:
+        with tempfile.TemporaryDirectory(prefix="intswin-tune-") as scratch:
+            peak = None if options.rpc_tracker else machines.peak(str(target), Path(scratch))
+            if peak:
+                console.print(f"peak of the int8 instruction: {peak / 1e9:.0f} GOPS")
+            job = _Job(target, store, options, builders, machines, Path(scratch))
+            states = [_State(task, store, options.trials) for task in tasks]
+            with Progress([state.row for state in states], peak, deadline, console) as progress:
+                while time.monotonic() < deadline:
+                    state = max(states, key=lambda state: state.urgency, default=None)
+                    if state is None or not state.urgency:
+                        break
+                    note = job.batch(state, _hints(state, states))
+                    progress.update(state.row, note)
+    finally:
+        builders.close()
+        machines.close()
+
+
+class _State:
+    """A task, and how far it is."""
+
+    def __init__(self, task: Task, store: Store, limit: int) -> None:
+        self.task, self.trials = task, store.trials.get(task.key, {})
+        self.row = Row(task.spec.description, task.spec.operations, task.calls, limit)
+        self.best: GemmTile | None = None  # of the best record
+        self.reference = ""  # library with the default schedule
+        self.exhausted = False
+        self.default_tile = default_tile(task.shape)
+        records = store.log.records.get(task.key)
+        if records:
+            self.best = tile_of_trace(records[0].trace)
+        self.row.default = self.trials.get(self.default_tile)
+        self.row.best = records[0].seconds if records else self.row.default
+        self.row.trials = len(self.trials)
+
+    @property
+    def urgency(self) -> float:
+        """Seconds of an image that this kernel takes, less the more it was tried; 0: finished."""
+        if self.exhausted or len(self.trials) >= self.row.limit:
+            return 0.0
+        # Before anything is measured: as if at 100 GOPS.
+        seconds = self.row.best or self.row.operations / 1e11
+        return self.row.calls * seconds / (len(self.trials) + BATCH)
+
+
+class _Job:
+    """One batch after the other."""
+
+    def __init__(
+        self,
+        target: Target,
+        store: Store,
+        options: TuneOptions,
+        builders: Pool,
+        machines: Machines,
+        scratch: Path,
+    ) -> None:
+        self._target, self._store, self._options = target, store, options
+        self._builders, self._machines, self._scratch = builders, machines, scratch
+        self._numbers = itertools.count()
+
+    def batch(self, state: _State, hints: list[GemmTile]) -> str:
+        """Try some candidates of a task; returns what came of it."""
+        task = state.task
+        if not state.reference:
+            (built,) = self._build(task, [state.default_tile])
+            if isinstance(built, WorkerError):
+                raise IntswinError(f"{task.spec.description}: the default schedule fails: {built}")
+            state.reference = built
+        count = min(BATCH, state.row.limit - len(state.trials))
+        tiles = propose(task.shape, state.trials, hints, count, self._options.seed)
+        if not tiles:
+            state.exhausted = True
+            return "every tile was tried"
+        libraries = self._build(task, tiles)
+        results = self._measure(state, tiles, libraries)
+        self._store.add_trials(task, results)
+        state.trials = self._store.trials[task.key]
+        state.row.trials = len(state.trials)
+        state.row.default = state.row.default or state.trials.get(state.default_tile)
+        state.row.best = state.row.best or state.row.default
+        failed = [reason for reason in results.values() if isinstance(reason, str)]
+        note = f"{len(tiles)} tried" + (f", {len(failed)} failed ({failed[0]})" if failed else "")
+        if self._improve(state, results, dict(zip(tiles, libraries, strict=True))):
+            note += ", faster"
+        for library in libraries:
+            if isinstance(library, str):
+                Path(library).unlink(missing_ok=True)
+        return note
+
+    def _build(self, task: Task, tiles: list[GemmTile]) -> list[str | WorkerError]:
+        workload, target = task.workload_json, str(self._target)
+        arguments = [
+            (workload, target, tile, str(self._scratch / f"{next(self._numbers)}.so"))
+            for tile in tiles
+        ]
+        return self._builders.map(BUILD_SECONDS, worker.build, arguments)
+
+    def _measure(
+        self, state: _State, tiles: list[GemmTile], libraries: list[str | WorkerError]
+    ) -> dict[GemmTile, float | str]:
+        """Seconds of each tile, or why there are none."""
+        results: dict[GemmTile, float | str] = {
+            tile: f"not built: {library}"
+            for tile, library in zip(tiles, libraries, strict=True)
+            if isinstance(library, WorkerError)
+        }
+        built = {
+            tile: library
+            for tile, library in zip(tiles, libraries, strict=True)
+            if isinstance(library, str)
+        }
+        give_up = _GIVE_UP * state.row.best if state.row.best else float("inf")
+        measured = self._machines.measure(
+            state.task.spec, state.reference, list(built.values()), give_up
+        )
+        for tile, seconds in zip(built, measured, strict=True):
+            results[tile] = str(seconds) if isinstance(seconds, WorkerError) else seconds
+        return results
+
+    def _improve(
+        self,
+        state: _State,
+        results: dict[GemmTile, float | str],
+        libraries: dict[GemmTile, str | WorkerError],
+    ) -> bool:
+        """Make the fastest candidate a record if it holds against the default and the record."""
+        task, row = state.task, state.row
+        times = {
+            tile: seconds
+            for tile, seconds in results.items()
+            if isinstance(seconds, float) and tile != state.default_tile
+        }
+        if not times or not row.default:
+            return False
+        tiles = sorted(times, key=lambda tile: times[tile])[:_COMPARED]
+        paths = [state.reference]
+        if state.best is not None:
+            (best,) = self._build(task, [state.best])
+            paths += [best] if isinstance(best, str) else []
+        seconds = self._machines.compare(
+            task.spec, state.reference, paths + [str(libraries[t]) for t in tiles], _COMPARE_ROUNDS
+        )
+        if isinstance(seconds, WorkerError):
+            return False
+        old, new = seconds[: len(paths)], seconds[len(paths) :]
+        if min(new) > _WORTH * min(old):
+            return False
+        tile = tiles[new.index(min(new))]
+        # Records taken at different times compare by what they are relative to.
+        row.best = (row.best or row.default) * min(new) / old[-1]
+        schedule = s_tir.Schedule(task.module)
+        schedule_linear(schedule, self._target, tile)
+        self._store.add_record(task, schedule, row.best)
+        state.best = tile
+        return True
+
+
+def tile_of_trace(trace: list) -> GemmTile:
+    """The tile that a record's trace, as JSON, decided for."""
+    instructions, decisions = trace
+    sampled = [instructions[index] for index, _ in decisions]
+    values = [one[2][0][decision] for one, (_, decision) in zip(sampled, decisions, strict=True)]
+    return GemmTile(*values)
+
+
+def _hints(state: _State, states: list[_State]) -> list[GemmTile]:
+    """The best tiles of kernels with the same matrix."""
+    matrix = (state.task.shape.blocks, state.task.shape.depth)
+    return [
+        other.best
+        for other in states
+        if other is not state
+        and other.best is not None
+        and (other.task.shape.blocks, other.task.shape.depth) == matrix
+    ]
+
+
+def _modules(
+    options: TuneOptions, target: Target, console: Console
+) -> Iterator[tuple[tvm.IRModule, int]]:
+    """The emitted modules of every combination, each with its batch."""
+    for network, activation in itertools.product(options.networks, options.activations):
+        console.print(f"reading {network} {activation}")
+        compile_options = CompileOptions(
+            network=network, activation=activation, target=options.target
+        )
+        loaded = load_float_network(compile_options)
+        calibration = load_calibration(compile_options, loaded)
+        graph = quantize_network(compile_options, loaded, calibration).graph
+        for batch in options.batches:
+            yield emit(graph, batch, target), batch

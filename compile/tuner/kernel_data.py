@@ -1,0 +1,90 @@
+"""Random inputs for one `linear` kernel, over the whole domains of docs/integer-semantics.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from tvm import tirx
+
+from intswin.compile.quantize_parameters import gelu_parameters, half
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSpec:
+    """What a kernel takes and gives, small enough to be sent to a worker or a board.
+
+    Attributes:
+        arguments: (shape, dtype) of each, the output last.
+        out: the attribute of `linear`.
+        activation: the attribute of `linear`.
+        operations: multiplications and additions of the GEMM, without padding.
+    """
+
+    arguments: tuple[tuple[tuple[int, ...], str], ...]
+    out: str
+    activation: str
+    operations: int
+
+    @staticmethod
+    def of(func: tirx.PrimFunc) -> KernelSpec:
+        """The arguments of a PrimFunc that `operators/linear.py` made."""
+        types = [param.ty for param in func.params]
+        arguments = tuple((tuple(int(e) for e in t.shape), str(t.dtype)) for t in types)
+        batch, rows, channels = arguments[-1][0]
+        return KernelSpec(
+            arguments,
+            str(func.attrs["intswin.out"]),
+            str(func.attrs["intswin.activation"]),
+            2 * batch * rows * channels * arguments[0][0][2],
+        )
+
+    @property
+    def description(self) -> str:
+        """Such as "8x196x384 -> 1536 u8 igelu"."""
+        batch, rows, depth = self.arguments[0][0]
+        activation = "" if self.activation == "none" else f" {self.activation}"
+        return f"{batch}x{rows}x{depth} -> {self.arguments[-1][0][2]} {self.out}{activation}"
+
+
+def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray]:
+    """All arguments but the output.
+
+    Activations, weights and residuals are uniform over their dtypes. Half of the columns are
+    requantized so that results fill the int16 range, half with any parameters: those saturate.
+    """
+    (_, _, depth), columns = spec.arguments[0][0], spec.arguments[2][0]
+    shapes = [shape for shape, _ in spec.arguments]
+    wild = rng.random(columns) < 0.5
+    spread = 147 * 74 * math.sqrt(depth)  # of a sum of products of full-range bytes
+    typical = max(0, round(math.log2(spread / 2**13)))
+    pre = np.where(wild, rng.integers(0, 25, columns), typical)
+    mult = np.where(wild, rng.integers(0, 32768, columns), rng.integers(16384, 32768, columns))
+    # |products| stay below 2^27 (4096 input channels), so that nothing overflows an int32.
+    sign = rng.choice([-1, 1], columns)
+    bias = sign * np.exp2(rng.uniform(0, np.where(wild, 30, math.log2(spread)))).astype(np.int64)
+    inputs = [
+        rng.integers(0, 256, shapes[0], np.uint8),
+        rng.integers(-127, 128, shapes[1], np.int8),
+        bias.astype(np.int32),
+        pre.astype(np.int32),
+        mult.astype(np.int16),
+    ]
+    if spec.activation != "none":
+        k = int(rng.integers(6, 11))
+        parameters = gelu_parameters(spec.activation, k, 2.0**-k * 1.01, "random")
+        shape = shapes[len(inputs) + 1]
+        after, factor = int(parameters[4]), int(parameters[5])
+        inputs += [
+            parameters[:4].astype(np.int32),
+            np.full(shape, half(after), np.int32),
+            np.full(shape, after, np.int32),
+            np.full(shape, factor, np.int16),
+        ]
+    for shape, dtype in spec.arguments[len(inputs) : -1]:
+        if shape == (1,):  # (zero point << frac) + rounding
+            inputs.append(rng.integers(0, (128 << 7) + 64, shape, np.int16, endpoint=True))
+        else:  # the residual
+            inputs.append(rng.integers(-32768, 32768, shape, dtype))
+    return inputs
