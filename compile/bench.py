@@ -6,6 +6,7 @@ differences that matter; compare medians within a run, never across runs.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -14,7 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,13 @@ def run(options: BenchOptions, progress: Progress) -> dict[str, Any]:
         **_conditions(options),
         "ratio_to": base,
         "variants": {
-            name: _summary(times, options.batch, samples[base]) for name, times in samples.items()
+            name: summary(times, options.batch, samples[base]) for name, times in samples.items()
         },
     }
     if options.profile:
         progress("timing kernels")
         result["kernels_ms"] = {
-            variant.name: _kernels(variant.kernel_times)
+            variant.name: median_kernels(variant.kernel_times)
             for variant in variants
             if variant.kernel_times is not None
         }
@@ -199,7 +200,8 @@ def _timed(call: Callable[[], Any]) -> list[float]:
     return times
 
 
-def _summary(seconds: list[float], batch: int, base: list[float]) -> dict[str, Any]:
+def summary(seconds: list[float], batch: int, base: list[float]) -> dict[str, Any]:
+    """A report's row: `seconds` of each call of one batch, compared with those of `base`."""
     times = 1e3 * np.array(seconds)
     median = float(np.median(times))
     return {
@@ -214,7 +216,7 @@ def _summary(seconds: list[float], batch: int, base: list[float]) -> dict[str, A
     }
 
 
-def _kernels(kernel_times: Callable[[], KernelTimes], calls: int = 10) -> dict[str, float]:
+def median_kernels(kernel_times: Callable[[], KernelTimes], calls: int = 10) -> dict[str, float]:
     """Milliseconds a batch spent in each kernel, most expensive first: medians of some calls."""
     runs: dict[str, list[float]] = {}
     for call in range(calls):
@@ -231,11 +233,22 @@ def _conditions(options: BenchOptions) -> dict[str, Any]:
         "batch": options.batch,
         "rounds": options.rounds,
         "threads": int(os.environ.get("TVM_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]),
+        **machine_conditions(),
+        "command": shlex.join(["intswin", *sys.argv[1:]]),
+    }
+
+
+def machine_conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What any measurement here depends on; `packages` are added to the versions if installed."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
         "device": "cpu",
         "cpu": host_cpu.cpu_name(),
         "cores": host_cpu.usable_cores(),
         "system": platform.platform(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["intswin", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions,
     }

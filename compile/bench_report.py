@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from intswin.models.files import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OURS, OTHERS = "#2a6f97", "#a9c5d6"  # bars
 
 LABELS = {
     "relu": "int8 ReLU",
@@ -75,32 +82,41 @@ def _kernel_table(label: str, kernels: dict[str, float]) -> Table:
 
 def _chart(result: dict[str, Any]) -> bytes:
     """Horizontal bars of the medians, as PNG."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     names = list(result["variants"])
-    rows = list(result["variants"].values())
-    medians = [row["median_ms"] for row in rows]
-    colors = ["#2a6f97" if name == result["ratio_to"] else "#a9c5d6" for name in names]
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained")
-    axes.barh(range(len(names)), medians, color=colors)
-    widest = max(medians)
+    with figure_bytes(8, 1.2 + 0.5 * len(names)) as (figure, png):
+        axes = figure.subplots()
+        labels = [LABELS[name] for name in names]
+        colors = [OURS if name == result["ratio_to"] else OTHERS for name in names]
+        draw_bars(axes, labels, list(result["variants"].values()), colors)
+        axes.set_xlabel(f"median ms a batch (95th percentile), multiple of {result['ratio_to']}")
+        axes.set_title(
+            f"{result['network']}, batch {result['batch']}, {result['target']}, "
+            f"{result['threads']} threads\n{result['cpu']}",
+            fontsize=10,
+        )
+    return png.getvalue()
+
+
+@contextlib.contextmanager
+def figure_bytes(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A new figure, `width` by `height` inches, and where its PNG is when the block ends."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - it draws without a display
+
+    figure, png = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()
+    yield figure, png
+    figure.savefig(png, format="png", dpi=150)
+
+
+def draw_bars(
+    axes: Axes, labels: Sequence[str], rows: Sequence[dict[str, Any]], colors: Sequence[str]
+) -> None:
+    """A horizontal bar for each row of `bench.summary`, the first on top."""
+    widest = max(row["median_ms"] for row in rows)
+    axes.barh(range(len(rows)), [row["median_ms"] for row in rows], color=list(colors))
     for place, row in enumerate(rows):
         text = f"{row['median_ms']:.2f}  (p95 {row['p95_ms']:.2f})  {row['ratio']:.2f}x"
         axes.text(row["median_ms"] + 0.015 * widest, place, text, va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axes.set_yticks(range(len(rows)), list(labels))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.55 * widest)
-    axes.set_xlabel(f"median ms a batch (95th percentile), multiple of {result['ratio_to']}")
-    axes.set_title(
-        f"{result['network']}, batch {result['batch']}, {result['target']}, "
-        f"{result['threads']} threads\n{result['cpu']}",
-        fontsize=10,
-    )
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    return buffer.getvalue()
