@@ -11,6 +11,9 @@ import ctypes
 import multiprocessing
 import queue
 import signal
+import sys
+import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -18,6 +21,7 @@ from typing import Any
 
 _PRELOAD = "intswin.compile.tuner.preload"
 _PR_SET_PDEATHSIG = 1
+_starting = threading.Lock()
 
 
 class WorkerError(Exception):
@@ -73,7 +77,8 @@ class Worker:
     def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        with _no_main_module():
+            self._process.start()
         theirs.close()
         # The fork is fast, but the server may still be importing TVM: not the candidate's fault.
         self._pipe.recv()
@@ -116,6 +121,22 @@ class Pool:
             yield worker
         finally:
             self._idle.put(worker)
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing the program's main module in the new process.
+
+    It would do so for functions that are defined there. Ours are not, and a main module that
+    imports torch would cost each worker seconds.
+    """
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection) -> None:
