@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
+from intswin.compile import cli_distill, cli_tune
 from intswin.compile import cli_options as option
-from intswin.compile import cli_tune
 from intswin.models.errors import IntswinError
 
 USER_ERROR = 2
@@ -143,6 +143,9 @@ def inspect(artifact: option.ArtifactArgument = None) -> None:
 
 
 app.command()(cli_tune.tune)
+
+
+app.command()(cli_distill.distill)
 
 
 def _given(arguments: dict[str, Any], but: str) -> dict[str, Any]:
