@@ -12,10 +12,8 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import tvm
 from rich.console import Console
 from tvm import s_tir
 from tvm.target import Target
@@ -41,6 +39,7 @@ from intswin.compile.tuner.table import Progress, Row
 from intswin.compile.tuner.tasks import Task, extract_tasks
 from intswin.compile.tvm_runtime import use_all_cores
 from intswin.models.errors import IntswinError
+from intswin.models.integer_graph import IntegerGraph
 
 BATCH = 16  # candidates
 BUILD_SECONDS = 30.0  # the limit of a candidate
@@ -83,8 +82,15 @@ class TuneOptions:
             raise IntswinError("give both --rpc-tracker and --rpc-key, or none of them")
 
 
-def tune(options: TuneOptions, console: Console) -> Path:
+def tune(
+    options: TuneOptions, console: Console, networks: list[IntegerGraph] | None = None
+) -> Path:
     """Run the job; returns the folder of the log.
+
+    Args:
+        options: the job.
+        console: shows the progress.
+        networks: what `read_networks` gave for these options; None: it is called.
 
     Raises:
         IntswinError: the networks or the target cannot be used, or the log is refused.
@@ -98,7 +104,12 @@ def tune(options: TuneOptions, console: Console) -> Path:
     try:
         if store.broken:
             console.print(f"{folder}: {store.broken} broken lines are skipped", soft_wrap=True)
-        tasks = extract_tasks(_modules(options, target, console))
+        if networks is None:
+            networks = read_networks(options, console)
+        tasks = extract_tasks(
+            (emit(graph, batch, target), batch)
+            for graph, batch in itertools.product(networks, options.batches)
+        )
         run_job(tasks, target, store, options, deadline, console)
         store.trim()
     finally:
@@ -147,6 +158,7 @@ class _State:
         self.task, self.trials = task, store.trials.get(task.key, {})
         self.row = Row(task.spec.description, task.spec.operations, task.calls, limit)
         self.best: GemmTile | None = None  # of the best record
+        self.best_library = ""
         self.reference = ""  # library with the default schedule
         self.exhausted = False
         self.default_tile = default_tile(task.shape)
@@ -186,17 +198,20 @@ class _Job:
     def batch(self, state: _State, hints: list[GemmTile]) -> str:
         """Try some candidates of a task; returns what came of it."""
         task = state.task
-        if not state.reference:
-            (built,) = self._build(task, [state.default_tile])
-            if isinstance(built, WorkerError):
-                raise IntswinError(f"{task.spec.description}: the default schedule fails: {built}")
-            state.reference = built
         count = min(BATCH, state.row.limit - len(state.trials))
         tiles = propose(task.shape, state.trials, hints, count, self._options.seed)
         if not tiles:
             state.exhausted = True
             return "every tile was tried"
-        libraries = self._build(task, tiles)
+        missing = [] if state.reference else [state.default_tile]
+        if state.best is not None and not state.best_library:
+            missing.append(state.best)
+        built = self._build(task, missing + tiles)
+        kept, libraries = built[: len(missing)], built[len(missing) :]
+        if not state.reference:
+            state.reference = _library(kept[0], f"{task.spec.description}: the default schedule")
+        if state.best is not None and not state.best_library:
+            state.best_library = _library(kept[-1], f"{task.spec.description}: the best record")
         results = self._measure(state, tiles, libraries)
         self._store.add_trials(task, results)
         state.trials = self._store.trials[task.key]
@@ -208,7 +223,7 @@ class _Job:
         if self._improve(state, results, dict(zip(tiles, libraries, strict=True))):
             note += ", faster"
         for library in libraries:
-            if isinstance(library, str):
+            if isinstance(library, str) and library != state.best_library:
                 Path(library).unlink(missing_ok=True)
         return note
 
@@ -258,10 +273,7 @@ class _Job:
         if not times or not row.default:
             return False
         tiles = sorted(times, key=lambda tile: times[tile])[:_COMPARED]
-        paths = [state.reference]
-        if state.best is not None:
-            (best,) = self._build(task, [state.best])
-            paths += [best] if isinstance(best, str) else []
+        paths = [path for path in (state.reference, state.best_library) if path]
         seconds = self._machines.compare(
             task.spec, state.reference, paths + [str(libraries[t]) for t in tiles], _COMPARE_ROUNDS
         )
@@ -276,8 +288,17 @@ class _Job:
         schedule = s_tir.Schedule(task.module)
         schedule_linear(schedule, self._target, tile)
         self._store.add_record(task, schedule, row.best)
-        state.best = tile
+        if state.best_library:
+            Path(state.best_library).unlink()
+        state.best, state.best_library = tile, str(libraries[tile])
         return True
+
+
+def _library(built: str | WorkerError, what: str) -> str:
+    """The path of a library without which a task cannot go on."""
+    if isinstance(built, WorkerError):
+        raise IntswinError(f"{what} cannot be built: {built}")
+    return built
 
 
 def tile_of_trace(trace: list) -> GemmTile:
@@ -300,17 +321,19 @@ def _hints(state: _State, states: list[_State]) -> list[GemmTile]:
     ]
 
 
-def _modules(
-    options: TuneOptions, target: Target, console: Console
-) -> Iterator[tuple[tvm.IRModule, int]]:
-    """The emitted modules of every combination, each with its batch."""
+def read_networks(options: TuneOptions, console: Console) -> list[IntegerGraph]:
+    """The integer networks whose kernels are tuned, for every activation.
+
+    Their kernels are those of the trained network whatever the calibration, so one photo will do.
+
+    Raises:
+        IntswinError: a network cannot be used.
+    """
+    graphs = []
     for network, activation in itertools.product(options.networks, options.activations):
         console.print(f"reading {network} {activation}")
-        compile_options = CompileOptions(
-            network=network, activation=activation, target=options.target
-        )
-        loaded = load_float_network(compile_options)
-        calibration = load_calibration(compile_options, loaded)
-        graph = quantize_network(compile_options, loaded, calibration).graph
-        for batch in options.batches:
-            yield emit(graph, batch, target), batch
+        fields = CompileOptions(network=network, activation=activation, calibration_images=1)
+        loaded = load_float_network(fields)
+        calibration = load_calibration(fields, loaded)
+        graphs.append(quantize_network(fields, loaded, calibration).graph)
+    return graphs

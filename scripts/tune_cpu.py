@@ -10,6 +10,7 @@ where it stopped when it is run again. Nothing else should run on the machine me
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import platform
 import shlex
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from intswin.compile import host_cpu, tuning_log
 from intswin.compile.targets import get_target
-from intswin.compile.tune import TuneOptions, tune
+from intswin.compile.tune import TuneOptions, read_networks, tune
 
 # The share of the time, in this order; what one target does not use goes to the next.
 TARGETS = {"llvm": 0.6, "llvm-x86-64-v3": 1.0}
@@ -38,20 +39,19 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=Path(__file__).parents[1] / "tuning_logs")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
+    console = Console(highlight=False)
+    job = TuneOptions(
+        networks=NETWORKS,
+        activations=("relu", "igelu"),
+        batches=(1, 8),
+        trials=options.trials,
+        logs=options.logs,
+    )
+    networks = read_networks(job, console)
     for target, share in TARGETS.items():
         hours = max(1e-6, share * (end - time.monotonic()) / 3600)
-        folder = tune(
-            TuneOptions(
-                networks=NETWORKS,
-                activations=("relu", "igelu"),
-                batches=(1, 8),
-                target=target,
-                trials=options.trials,
-                hours=hours,
-                logs=options.logs,
-            ),
-            Console(highlight=False),
-        )
+        console.print(f"tuning for {target}")
+        folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
         write_readme(folder, target)
 
 

@@ -18,10 +18,10 @@ from intswin.compile.schedules import simd
 from intswin.compile.schedules.simd import Simd, let, load, store
 from intswin.compile.tuner.worker import link
 
-_ACCUMULATORS = 10  # enough to hide the instruction's latency, in the registers of AVX2 too
-_VECTORS = 8  # read in turns from the first-level cache, so that nothing can be hoisted
-_STEPS = 4000
-_SAMPLES = 30
+_ROWS, _BLOCKS = 5, 2  # accumulators: they hide the instruction's latency and fit AVX2's registers
+_DEPTH = 64  # operands are in the first-level cache, and too many to be kept in registers
+_REPEATS = 3000
+_SAMPLES = 100
 
 
 def measure_peak(target_json: str, path: str) -> float:
@@ -37,8 +37,8 @@ def measure_peak(target_json: str, path: str) -> float:
     link(build_kernel(tvm.IRModule({"main": func}), target), target, path)
     kernel = tvm.runtime.load_module(str(Path(path).resolve()))["main"]
     arguments = [
-        tvm.runtime.tensor(np.ones(isa.depth, isa.left_dtype)),
-        tvm.runtime.tensor(np.ones((_VECTORS, isa.lanes * isa.depth), isa.right_dtype)),
+        tvm.runtime.tensor(np.ones((_DEPTH, _ROWS * isa.depth), isa.left_dtype)),
+        tvm.runtime.tensor(np.ones((_DEPTH, _BLOCKS, isa.lanes * isa.depth), isa.right_dtype)),
         tvm.runtime.empty((cores, isa.lanes), "int32"),
     ]
     seconds = []
@@ -46,31 +46,37 @@ def measure_peak(target_json: str, path: str) -> float:
         start = time.perf_counter()
         kernel(*arguments)
         seconds.append(time.perf_counter() - start)
-    products = cores * _STEPS * _VECTORS * _ACCUMULATORS * isa.lanes * isa.depth
+    products = cores * _REPEATS * _DEPTH * _ROWS * _BLOCKS * isa.lanes * isa.depth
     return 2 * products / min(seconds)
 
 
 def _kernel(isa: Simd, cores: int) -> tirx.PrimFunc:
-    lanes = isa.lanes
+    """A GEMM's innermost loop without anything around it, on each core."""
+    lanes, depth = isa.lanes, isa.depth
+    accumulators = [[i, 0] for i in range(_ROWS * _BLOCKS)]
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")
-            left = T.arg("left", T.buffer((isa.depth,), isa.left_dtype))
-            right = T.arg("right", T.buffer((_VECTORS, lanes * isa.depth), isa.right_dtype))
+            left = T.arg("left", T.buffer((_DEPTH, _ROWS * depth), isa.left_dtype))
+            right = T.arg("right", T.buffer((_DEPTH, _BLOCKS, lanes * depth), isa.right_dtype))
             out = T.arg("out", T.buffer((cores, lanes), "int32"))
             with T.parallel(0, cores) as core:
-                word = let(load(left, [0], isa.depth))
-                acc = simd.scratch((_ACCUMULATORS, lanes), "int32")
-                for i in range(_ACCUMULATORS):
-                    store(acc, tirx.Broadcast(tirx.const(i, "int32"), lanes), [i, 0])
-                with T.serial(0, _STEPS):
-                    with T.serial(0, _VECTORS) as step:
-                        vector = let(load(right, [step, 0], lanes * isa.depth))
-                        for i in range(_ACCUMULATORS):
-                            total = isa.dot(load(acc, [i, 0], lanes), word, vector)
-                            store(acc, total, [i, 0])
-                total = load(acc, [0, 0], lanes)
-                for i in range(1, _ACCUMULATORS):
-                    total = total + load(acc, [i, 0], lanes)
+                acc = simd.scratch((len(accumulators), lanes), "int32")
+                for at in accumulators:
+                    store(acc, tirx.Broadcast(tirx.const(0, "int32"), lanes), at)
+                with T.serial(0, _REPEATS):
+                    with T.serial(0, _DEPTH) as k:
+                        rights = [
+                            let(load(right, [k, block, 0], lanes * depth))
+                            for block in range(_BLOCKS)
+                        ]
+                        for row in range(_ROWS):
+                            word = let(load(left, [k, row * depth], depth))
+                            for block in range(_BLOCKS):
+                                at = accumulators[row * _BLOCKS + block]
+                                store(acc, isa.dot(load(acc, at, lanes), word, rights[block]), at)
+                total = load(acc, accumulators[0], lanes)
+                for at in accumulators[1:]:
+                    total = total + load(acc, at, lanes)
                 store(out, total, [core, 0])
     return simd.finished(builder.get(), "peak")
