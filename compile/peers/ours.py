@@ -18,7 +18,7 @@ def environment(threads: int) -> dict[str, str]:
 
 def prepare(task: Task) -> None:
     """Compile, and compute the logits of the NumPy reference."""
-    path = _artifact(task)
+    path = artifact_path(task)
     built_from = path.with_suffix(".sources")
     digest = _sources_digest()
     if built_from.exists() and built_from.read_text() == digest:
@@ -45,7 +45,7 @@ def load(task: Task) -> Loaded:
     """Open the artifact; logits are int32."""
     from intswin.compile import runtime  # noqa: PLC0415
 
-    path = _artifact(task)
+    path = artifact_path(task)
     network = runtime.load(path)
     images = task.images
     return Loaded(
@@ -56,7 +56,8 @@ def load(task: Task) -> Loaded:
     )
 
 
-def _artifact(task: Task) -> Path:
+def artifact_path(task: Task) -> Path:
+    """Where `prepare` leaves the artifact."""
     return task.path(f"ours_{task.competitor.activation}.intswin")
 
 

@@ -119,7 +119,10 @@ def prepare(task: Task) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def served(task: Task) -> Iterator[tuple[Worker, dict[str, Any]]]:
-    """Prepare and load one competitor: the worker and its first answer."""
-    prepare(task)
+    """Load one competitor that was prepared: the worker and its first answer.
+
+    Raises:
+        CompetitorError: it failed.
+    """
     with Worker("serve", task) as worker:
         yield worker, worker.answer(LOAD_TIMEOUT)

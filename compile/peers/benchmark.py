@@ -1,0 +1,141 @@
+"""The whole comparison: batches one after the other, the report written after each."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from intswin.compile import artifact, cpu_peak, operator_profile
+from intswin.compile.bench import machine_conditions
+from intswin.compile.peers import coordinator, process, report
+from intswin.compile.peers.competitors import COMPETITORS, OURS, PACKAGES
+from intswin.compile.peers.ours import artifact_path
+from intswin.compile.peers.task import SEED, Competitor, Task
+from intswin.models.errors import IntswinError
+from intswin.models.files import check_writable, write_file
+
+PROFILE_CALLS = 30
+DEMO_PHOTOS = Path(__file__).parents[2] / "models" / "assets" / "photos"
+
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What to measure; scripts/bench_cpu.py says what each is."""
+
+    network: str
+    batch: list[int]
+    threads: int
+    rounds: int
+    only: list[str]
+    data: Path | None
+    profile: bool
+    builders: int
+    work: Path
+    output: Path | None
+
+
+def run(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure, print and write.
+
+    Raises:
+        IntswinError: nobody is chosen, or the result cannot be written.
+    """
+    chosen = [c for c in COMPETITORS if any(part in c.name for part in options.only)]
+    if not chosen:
+        names = " ".join(c.name for c in COMPETITORS)
+        raise IntswinError(f"--only {' '.join(options.only)} is nobody; there are: {names}")
+    path = options.output or Path(f"docs/results/bench_cpu_{options.network}.json")
+    check_writable(path)
+    conditions = machine_conditions(PACKAGES)
+    result: dict[str, Any] = {
+        "network": options.network,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        **conditions,
+        "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "batches": [],
+    }
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((options.work / "inductor").resolve()))
+    start = time.monotonic()
+
+    def progress(message: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s  {message}", file=sys.stderr, flush=True)
+
+    for batch in options.batch:
+        tasks = [_task(options, competitor, batch, conditions["versions"]) for competitor in chosen]
+        progress(f"batch {batch}")
+        try:
+            race = coordinator.run(tasks, options.rounds, options.builders, progress)
+        except process.CompetitorError as error:
+            raise IntswinError(f"the inputs cannot be made: {error}") from error
+        result["batches"].append(report.batch_result(race, batch))
+        result["load_after"] = [round(load, 2) for load in os.getloadavg()]
+        result["warnings"] = report.warnings(result)
+        report.write(result, path)
+    if options.profile:
+        _profile(options, result, path, progress)
+    for warning in result["warnings"]:
+        stdout.print(f"warning: {warning}", style="bold")
+    for written in report.write(result, path):
+        stdout.print(str(written), soft_wrap=True)
+    for table in report.tables(result):
+        stdout.print(table)
+    for line in report.conclusions(result):
+        stdout.print(line)
+    return result
+
+
+def _profile(
+    options: BenchmarkOptions, result: dict[str, Any], path: Path, progress: coordinator.Progress
+) -> None:
+    """Time the kernels of ours alone on the machine; adds to `result`."""
+    progress("measuring the CPU's peak")
+    peak = cpu_peak.measure(options.threads)
+    result["peak"] = dataclasses.asdict(peak)
+    for part in result["batches"]:
+        part["operators"] = {}
+        for competitor in OURS:
+            if "median_ms" not in part["competitors"].get(competitor.name, {}):
+                continue
+            progress(f"timing the kernels of {competitor.name}, batch {part['batch']}")
+            task = _task(options, competitor, part["batch"], result["versions"])
+            with process.served(task) as (worker, _):
+                request = {"do": "kernels", "calls": PROFILE_CALLS}
+                runs = worker.ask(request, coordinator.BURST_TIMEOUT)["kernels"]
+            graph = artifact.read(artifact_path(task)).graph()
+            rows = operator_profile.profile(graph, task.batch, runs)
+            part["operators"][competitor.name] = operator_profile.to_json(rows)
+            title = f"{competitor.label}, {options.network}, batch {task.batch}"
+            if competitor.name == report.BASE:
+                operations = sum(row.operations for row in rows)
+                seconds = 1e-3 * part["competitors"][competitor.name]["median_ms"]
+                part["peak_share"] = round(1e-9 * operations / seconds / peak.gops, 4)
+                file = path.with_name(f"{path.stem}_roofline_b{task.batch}.png")
+                title_long = f"{title}, {options.threads} threads, {result['cpu']}"
+                write_file(file, operator_profile.roofline(title_long, rows, peak))
+                stdout.print(str(file), soft_wrap=True)
+            stdout.print(operator_profile.table(title, rows, peak))
+
+
+def _task(
+    options: BenchmarkOptions, competitor: Competitor, batch: int, versions: dict[str, str]
+) -> Task:
+    """The folder's name has a digest of what its files depend on."""
+    data = str((options.data or DEMO_PHOTOS).resolve())
+    depends = json.dumps([versions, data, SEED], sort_keys=True).encode()
+    digest = hashlib.sha256(depends).hexdigest()[:8]
+    folder = options.work.resolve() / f"{options.network}_b{batch}_{digest}"
+    return Task(competitor, options.network, batch, options.threads, str(folder), data)
