@@ -1,10 +1,12 @@
 """Tune the networks whose logs are in the repository, unattended, within a given time.
 
     python scripts/tune_cpu.py --minutes 12
+    python scripts/tune_cpu.py --check
 
 It tunes swin_micro and swin_tiny with ReLU and i-GELU at batch 1 and 8, for this CPU and for
 x86-64-v3, into tuning_logs/, and writes each folder's README. Killed or out of time, it goes on
-where it stopped when it is run again. Nothing else should run on the machine meanwhile.
+where it stopped when it is run again. Nothing else should run on the machine meanwhile. With
+--check it compiles all of these networks with the logs and compares them with the NumPy reference.
 """
 
 from __future__ import annotations
@@ -12,23 +14,33 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
+import os
 import platform
 import shlex
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import tvm
 import tvm_ffi
 from rich.console import Console
+from tvm import relax
 
 from intswin.compile import host_cpu, tuning_log
+from intswin.compile.build import build
+from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
+from intswin.models import integer_reference
+from intswin.models.integer_graph import IntegerGraph
 
 # The share of the time, in this order; what one target does not use goes to the next.
 TARGETS = {"llvm": 0.6, "llvm-x86-64-v3": 1.0}
 NETWORKS = ("swin_tiny_patch4_window7_224", "swin_micro")
+ACTIVATIONS = ("relu", "igelu")
+NAMES = [" ".join(pair) for pair in itertools.product(NETWORKS, ACTIVATIONS)]
 
 
 def main() -> None:
@@ -37,22 +49,48 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12.0, help="for everything together")
     parser.add_argument("--trials", type=int, default=96, help="of each kernel, at most")
     parser.add_argument("--logs", type=Path, default=Path(__file__).parents[1] / "tuning_logs")
+    parser.add_argument("--check", action="store_true", help="tune nothing, check the networks")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     console = Console(highlight=False)
     job = TuneOptions(
         networks=NETWORKS,
-        activations=("relu", "igelu"),
+        activations=ACTIVATIONS,
         batches=(1, 8),
         trials=options.trials,
         logs=options.logs,
     )
     networks = read_networks(job, console)
+    if options.check:
+        sys.exit(0 if check(networks, job.batches, options.logs) else 1)
     for target, share in TARGETS.items():
         hours = max(1e-6, share * (end - time.monotonic()) / 3600)
         console.print(f"tuning for {target}")
         folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
         write_readme(folder, target)
+
+
+def check(networks: list[IntegerGraph], batches: tuple[int, ...], logs: Path) -> bool:
+    """Whether all compiled networks equal the reference bit for bit; prints a line for each."""
+    os.environ[tuning_log.FOLDERS_VARIABLE] = str(logs)
+    rng = np.random.default_rng(0)
+    exact = True
+    for graph, name in zip(networks, NAMES, strict=True):
+        shape = graph.input.shape
+        images = rng.integers(0, 256, (max(batches), *shape), np.uint8)
+        expected = integer_reference.run(graph, images)
+        for target_name, batch in itertools.product(TARGETS, batches):
+            target = get_target(target_name)
+            mod = emit(graph, batch, target)
+            tuned = tuning_log.apply_tuned_schedules(mod, target)
+            changed = sum(not func.same_as(mod[gvar]) for gvar, func in tuned.functions.items())
+            machine = relax.VirtualMachine(build(mod, target), tvm.cpu())
+            actual = machine["main"](tvm.runtime.tensor(images[:batch])).numpy()
+            equal = np.array_equal(actual, expected[:batch])
+            exact &= equal
+            verdict = "bit-exact" if equal else "DIFFERENT"
+            print(f"{name} {target_name} batch {batch}: {changed} tuned kernels, {verdict}")
+    return exact
 
 
 def write_readme(folder: Path, target: str) -> None:

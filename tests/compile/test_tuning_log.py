@@ -194,3 +194,28 @@ def test_any_tile_is_bit_exact(target_name, epilogue):
         actual = machine["main"](*map(tvm.runtime.tensor, inputs)).numpy()
         np.testing.assert_array_equal(actual, expected, strict=True)
     assert len(tiles) == 2
+
+
+@pytest.mark.parametrize("activation", ["relu", "igelu"])
+@pytest.mark.parametrize("target_name", TARGETS)
+def test_networks_with_the_packaged_logs(target_name, activation, monkeypatch):
+    from intswin.compile import pipeline
+    from intswin.compile.emit import emit
+    from intswin.models import integer_reference
+
+    packaged = tuning_log.folders()[-1]
+    target = get_target(target_name)
+    if not (packaged / tuning_log.log_name(target)).exists():
+        pytest.skip("no log for this CPU")
+    monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(packaged))
+    options = pipeline.CompileOptions(activation=activation)
+    network = pipeline.load_float_network(options)
+    calibration = pipeline.load_calibration(options, network)
+    graph = pipeline.quantize_network(options, network, calibration).graph
+    mod = emit(graph, 1, target)
+    tuned = tuning_log.apply_tuned_schedules(mod, target)
+    assert any(not func.same_as(mod[gvar]) for gvar, func in tuned.functions.items())
+    images = graphs.random_images(np.random.default_rng(0), graph, 1)
+    machine = relax.VirtualMachine(build(mod, target), tvm.cpu())
+    actual = machine["main"](tvm.runtime.tensor(images)).numpy()
+    np.testing.assert_array_equal(actual, integer_reference.run(graph, images), strict=True)
