@@ -6,6 +6,7 @@ round, in an order that changes, while the others are blocked on their pipes.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import random
@@ -40,6 +41,7 @@ class Entrant:
 
     Attributes:
         reason: why it is not measured; empty while it is in the race.
+        prepared: the answer of the step that prepared it (and others).
         first: the worker's first answer: seconds to load, peak memory, logits.
         rounds: seconds of each call, by round.
     """
@@ -47,6 +49,7 @@ class Entrant:
     task: Task
     worker: Worker | None = None
     reason: str = ""
+    prepared: dict[str, Any] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
     cosine: float = float("nan")
     snr_db: float = float("nan")
@@ -78,7 +81,7 @@ def run(tasks: Iterable[Task], rounds: int, builders: int, progress: Progress) -
     """Build every competitor, check its output, and time them in turns.
 
     Args:
-        tasks: of one network, batch and folder.
+        tasks: a folder is of one network and batch.
         rounds: bursts of each.
         builders: how many are prepared and loaded at the same time.
         progress: is given one line a step.
@@ -87,10 +90,10 @@ def run(tasks: Iterable[Task], rounds: int, builders: int, progress: Progress) -
         CompetitorError: the shared inputs cannot be made.
     """
     entrants = [Entrant(task) for task in tasks]
-    folder = Path(entrants[0].task.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     progress("writing inputs")
-    process.prepare(_replaced(entrants[0].task, INPUTS))
+    for task in {entrant.task.folder: entrant.task for entrant in entrants}.values():
+        Path(task.folder).mkdir(parents=True, exist_ok=True)
+        process.prepare(dataclasses.replace(task, competitor=INPUTS))
     try:
         _build(entrants, builders, progress)
         for entrant in entrants:
@@ -105,15 +108,16 @@ def run(tasks: Iterable[Task], rounds: int, builders: int, progress: Progress) -
 
 
 def _build(entrants: list[Entrant], builders: int, progress: Progress) -> None:
-    """Prepare each (module, activation) once, then load; several at a time."""
-    groups: dict[tuple[str, str], list[Entrant]] = {}
+    """Prepare each module and activation once, then load; several at a time."""
+    groups: dict[tuple[str, str, str], list[Entrant]] = {}
     for entrant in entrants:
         competitor = entrant.task.competitor
         missing = _missing(competitor.packages)
         if missing:
             entrant.reason = f"{missing} is not installed"
         else:
-            groups.setdefault((competitor.module, competitor.activation), []).append(entrant)
+            key = (entrant.task.folder, competitor.module, competitor.activation)
+            groups.setdefault(key, []).append(entrant)
 
     def load(entrant: Entrant) -> None:
         try:
@@ -126,7 +130,9 @@ def _build(entrants: list[Entrant], builders: int, progress: Progress) -> None:
 
     def prepare(group: list[Entrant]) -> None:
         try:
-            process.prepare(group[0].task)
+            answer = process.prepare(group[0].task)
+            for entrant in group:
+                entrant.prepared = answer
         except (CompetitorError, OSError) as error:
             for entrant in group:
                 entrant.drop(str(error))
@@ -215,10 +221,6 @@ def _missing(packages: Iterable[str]) -> str:
         except importlib.metadata.PackageNotFoundError:
             return package
     return ""
-
-
-def _replaced(task: Task, competitor: Competitor) -> Task:
-    return Task(competitor, task.network, task.batch, task.threads, task.folder, task.data)
 
 
 def default_threads() -> int:

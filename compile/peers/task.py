@@ -5,7 +5,8 @@ files. A competitor is one variant in a module with three functions, whose impor
 stay inside them, because the coordinator imports the module too:
 
     environment(threads) -> dict    variables that must be set before the process starts
-    prepare(task)                   write files for this activation and batch (all variants)
+    prepare(task) -> dict or None   write files for this activation and batch (all variants);
+                                    returns what the report should know about it
     load(task) -> Loaded            be ready to run
 """
 

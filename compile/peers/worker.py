@@ -33,8 +33,8 @@ def main() -> None:
         _use_cores(task.threads)
         module = importlib.import_module(task.competitor.module)
         if step == "prepare":
-            module.prepare(task)
-            _answer(answers, **_cost(start))
+            details = module.prepare(task) or {}
+            _answer(answers, **details, **_cost(start))
             return
         loaded: Loaded = module.load(task)
         first = loaded.logits(loaded.run())
