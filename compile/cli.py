@@ -108,11 +108,15 @@ def evaluate(
     batch: option.Batch = 1,
     limit: option.Limit = None,
     per_layer: option.PerLayer = False,
+    table: option.Table = False,
 ) -> None:
     """Accuracy of the float network, the integer reference and the compiled code."""
-    fields = _given(locals(), but="data artifact limit per_layer")
+    fields = _given(locals(), but="data artifact limit per_layer table")
     from intswin.compile import commands  # noqa: PLC0415
 
+    if table:
+        commands.evaluate_table(data, calibration, limit)
+        return
     commands.evaluate(fields, data, artifact, limit, per_layer)
 
 

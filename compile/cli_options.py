@@ -105,6 +105,14 @@ Limit = Annotated[
 PerLayer = Annotated[
     bool, typer.Option("--per-layer", help="Signal-to-noise ratio of every integer tensor.")
 ]
+Table = Annotated[
+    bool,
+    typer.Option(
+        "--table",
+        help="Compare the embedded networks with PTQ4ViT and FQ-ViT, all calibrated on "
+        "--calibration.",
+    ),
+]
 
 Variants = Annotated[
     str, typer.Option(help="Some of relu, igelu, shiftgelu, float, torch; separated by commas.")

@@ -123,6 +123,23 @@ def evaluate(
     stdout.print(table)
 
 
+def evaluate_table(data: Path | None, calibration: Path | None, limit: int | None) -> None:
+    """`intswin evaluate --table`."""
+    if data is None:
+        raise IntswinError(
+            "give labeled images: --data PACK.npz or --data FOLDER (or INTSWIN_DATA)"
+        )
+    from intswin.compile import accuracy_table  # noqa: PLC0415
+
+    with _progress() as progress:
+        rows = accuracy_table.table(data, calibration, limit, progress)
+    table = Table("method", "arithmetic", "top-1 %")
+    table.columns[2].justify = "right"
+    for row in rows:
+        table.add_row(row.method, row.arithmetic, f"{row.top1:.2f}")
+    stdout.print(table)
+
+
 def bench(
     network: str,
     target: str,

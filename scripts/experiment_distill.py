@@ -1,0 +1,429 @@
+"""Which way to ReLU keeps the accuracy: the experiment behind docs/distillation.md, unattended.
+
+Trains nothing that it finds done: each row of each seed is a file in the work folder, and an
+unfinished row goes on from its state. Stops before --minutes are over, so that it fits a machine
+that is lent for a while; run the same command again to go on. Writes JSON, a table and a plot with
+whatever is done so far.
+
+Rows that train have the same budget of steps. Columns: float top-1 in float32; int8 top-1 of the
+integer-only network after post-training quantization, computed by the fake-quantized network, which
+equals the integer reference (tests/models/test_fake_quantize.py) and is compared with it here on a
+few images; the same after quantization-aware training; seconds of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from intswin.compile.distill import integer_network
+from intswin.models import integer_reference
+from intswin.models.activation import replace_activation
+from intswin.models.augment import Augment
+from intswin.models.checkpoint import read_state_dict, save_checkpoint
+from intswin.models.distill_data import Batches, Pixels, load_pixels
+from intswin.models.distill_loss import BlockDistillation, LossWeights
+from intswin.models.distill_train import DistillTrainer, TrainOptions, accuracy
+from intswin.models.errors import IntswinError
+from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
+from intswin.models.files import write_file
+from intswin.models.reconstruct import ReconstructOptions, reconstruct
+from intswin.models.replacement import replacement_steps
+from intswin.models.swin import SWIN_MICRO, create_model, model_preprocess
+
+# row -> how it is made
+ROWS: dict[str, dict[str, Any]] = {
+    "GELU teacher": {"method": "teacher"},
+    "ReLU, no training": {"method": "swap"},
+    "one-shot": {"method": "iterative", "schedule": "all-at-once"},
+    "iterative by block": {"method": "iterative", "schedule": "block"},
+    "iterative by stage": {"method": "iterative", "schedule": "stage"},
+    "iterative by block, deep first": {
+        "method": "iterative", "schedule": "block", "order": "deep-to-shallow",
+    },
+    "reconstruct-1024": {"method": "reconstruct"},
+    "iterative by block, no fc1 bias": {
+        "method": "iterative", "schedule": "block", "drop_fc1_bias": True,
+    },
+}  # fmt: skip
+CHECKED_IMAGES = 4  # on which the integer reference is run as well
+
+
+class OutOfTimeError(Exception):
+    """The minutes of this call are over; everything is kept."""
+
+
+@dataclasses.dataclass
+class Experiment:
+    """The networks, the data and the clock."""
+
+    arguments: argparse.Namespace
+    teacher: nn.Module
+    training: Pixels
+    validation: Pixels
+    deadline: float
+
+    def check_time(self) -> None:
+        """Raise OutOfTimeError when the minutes are over."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTimeError
+
+    def report(self, line: str) -> None:
+        """A progress line; also where a running row notices that the time is over."""
+        print(line, flush=True)
+
+
+def main() -> None:
+    """Run the rows that are not done, then write the results."""
+    arguments = _parser().parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    folder: Path = arguments.work
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    teacher = create_model(
+        arguments.network,
+        num_classes=arguments.num_classes,
+        checkpoint=arguments.teacher,
+    ).to(arguments.device)
+    preprocess = model_preprocess(teacher)
+    experiment = Experiment(
+        arguments,
+        teacher,
+        load_pixels(arguments.data, preprocess, arguments.device, arguments.limit),
+        load_pixels([arguments.validation], preprocess, arguments.device, arguments.limit),
+        deadline,
+    )
+    wanted = arguments.rows or list(ROWS)
+    unknown = [row for row in wanted if row not in ROWS]
+    if unknown:
+        raise IntswinError(f"unknown row {unknown[0]!r}; use some of: {', '.join(ROWS)}")
+    finished = True
+    try:
+        for seed in range(arguments.seeds):
+            for row in wanted:
+                if seed and ROWS[row]["method"] in ("teacher", "swap"):
+                    continue  # nothing random
+                result = folder / f"{_slug(row)}_{seed}.json"
+                if not result.exists():
+                    experiment.check_time()
+                    print(f"== {row}, seed {seed}", flush=True)
+                    fields = run_row(experiment, row, seed)
+                    write_file(result, (json.dumps(fields, indent=1) + "\n").encode())
+                    write_results(arguments, wanted)
+    except OutOfTimeError:
+        finished = False
+    write_results(arguments, wanted)
+    print("finished" if finished else "out of time; run the same command again to go on")
+
+
+def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
+    """Make one student and measure it."""
+    how, arguments = ROWS[row], experiment.arguments
+    state = arguments.work / f"{_slug(row)}_{seed}.state.pth"
+    checkpoint = state.with_name(f"{_slug(row)}_{seed}.safetensors")
+    student = copy.deepcopy(experiment.teacher).requires_grad_(True)
+    seconds_file = state.with_suffix(".seconds")
+    before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
+    started = time.monotonic()
+    try:
+        if how["method"] == "swap":
+            replace_activation(student, "relu")
+        elif how["method"] == "reconstruct":
+            count = min(1024, len(experiment.training.images))
+            chosen = torch.arange(count) * len(experiment.training.images) // count
+            images = experiment.training.images[chosen.to(arguments.device)]
+            reconstruct(
+                student,
+                experiment.teacher,
+                Pixels(images, None, experiment.training.described),
+                ReconstructOptions(steps=arguments.reconstruct_steps, seed=seed),
+                state_path=state,
+                resume=state.exists(),
+                report=_and_check_time(experiment),
+            )
+        elif how["method"] == "iterative":
+            student = _iterate(experiment, student, how, seed, state)
+    except OutOfTimeError:
+        seconds_file.write_text(str(before + time.monotonic() - started))
+        raise
+    seconds = before + time.monotonic() - started if how["method"] not in ("teacher",) else 0.0
+    student.eval()
+    save_checkpoint(student, checkpoint)
+    fields: dict[str, Any] = {"row": row, "seed": seed, "seconds": round(seconds, 1)}
+    fields["float_top1"] = _top1(student, experiment)
+    if how["method"] == "teacher":
+        return fields  # GELU has its own integer forms: intswin evaluate --table
+    # quantize what was stored: float16 weights
+    student.load_state_dict(read_state_dict(checkpoint))
+    fields["int8_top1"] = _int8_top1(student, experiment)
+    if arguments.qat_steps and how["method"] != "swap":
+        trained = _qat(experiment, student, seed, state.with_suffix(".qat.pth"))
+        fields["qat_int8_top1"] = trained
+    return fields
+
+
+def _iterate(
+    experiment: Experiment, student: nn.Module, how: dict[str, Any], seed: int, state: Path
+) -> nn.Module:
+    arguments = experiment.arguments
+    order = how.get("order", "shallow-to-deep")
+    trainer = DistillTrainer(
+        BlockDistillation(student, experiment.teacher, _weights(arguments)),
+        student,
+        replacement_steps(student, how["schedule"], order),
+        how.get("drop_fc1_bias", False),
+        _train_options(arguments, seed, arguments.steps, arguments.learning_rate),
+        _batches(experiment, seed),
+        state,
+        validation=experiment.validation,
+        teacher=experiment.teacher,
+        report=lambda line: None,
+    )
+    return _run(trainer, experiment)
+
+
+def _run(trainer: DistillTrainer, experiment: Experiment) -> nn.Module:
+    """Train, from its state if there is one; keeps the state when the time is over."""
+    if trainer.state_path.exists():
+        trainer.load_state()
+
+    def report(line: str) -> None:
+        experiment.report(line)
+        if time.monotonic() > experiment.deadline:
+            trainer.save_state()
+            raise OutOfTimeError
+
+    trainer.report = report
+    return trainer.run()
+
+
+def _qat(experiment: Experiment, student: nn.Module, seed: int, state: Path) -> float:
+    """Integer top-1 after quantization-aware training."""
+    arguments = experiment.arguments
+    student = copy.deepcopy(student)
+    graph, _ = integer_network(student, experiment.training)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("relative_position_bias_table" not in name)
+    fake = FakeQuantized(student, graph, experiment.training.described.preprocess)
+    options = _train_options(arguments, seed, arguments.qat_steps, arguments.learning_rate / 20)
+    trainer = DistillTrainer(
+        QuantizedDistillation(fake, experiment.teacher, _weights(arguments)),
+        student,
+        [],
+        False,
+        dataclasses.replace(options, finish_share=1.0, ema_decay=0.99),
+        _batches(experiment, seed),
+        state,
+        report=lambda line: None,
+    )
+    return _top1(fake.of(_run(trainer, experiment)), experiment)
+
+
+def _int8_top1(student: nn.Module, experiment: Experiment) -> float:
+    """Top-1 of the integer-only network, calibrated on training images."""
+    graph, _ = integer_network(student, experiment.training)
+    preprocess = experiment.validation.described.preprocess
+    fake = FakeQuantized(student, graph, preprocess)
+    pixels = experiment.validation.images[:CHECKED_IMAGES].permute(0, 2, 3, 1)
+    reference = integer_reference.run(graph, pixels.cpu().numpy())
+    with torch.no_grad():
+        steps = fake.run_all(pixels)[graph.nodes[-1].name][:, 0]
+    if not torch.equal(steps.cpu().double(), torch.from_numpy(reference).double()):
+        raise RuntimeError("the fake-quantized network is not the integer network")
+    return _top1(fake, experiment)
+
+
+def _top1(model: nn.Module, experiment: Experiment) -> float:
+    torch.set_float32_matmul_precision("highest")
+    top1, _ = accuracy(model, None, experiment.validation)
+    torch.set_float32_matmul_precision("high")
+    if top1 is None:
+        raise IntswinError("the validation images have no labels")
+    return round(top1, 3)
+
+
+def _weights(arguments: argparse.Namespace) -> LossWeights:
+    return LossWeights(
+        logits=arguments.logit_weight,
+        blocks=arguments.block_weight,
+        stages=arguments.stage_weight,
+        labels=arguments.label_weight,
+        temperature=arguments.temperature,
+        feature=arguments.feature_loss,
+    )
+
+
+def _train_options(
+    arguments: argparse.Namespace, seed: int, steps: int, learning_rate: float
+) -> TrainOptions:
+    return TrainOptions(
+        steps=steps,
+        batch_size=arguments.batch_size,
+        learning_rate=learning_rate,
+        finish_share=arguments.finish_share,
+        validate_every=max(1, steps // 4),
+        save_every=max(1, steps // 10),
+        report_every=min(50, max(1, steps // 4)),
+        seed=seed,
+        amp=arguments.device.startswith("cuda"),
+    )
+
+
+def _batches(experiment: Experiment, seed: int) -> Batches:
+    arguments = experiment.arguments
+    described = experiment.training.described
+    augment = Augment(
+        described.preprocess,
+        num_classes=len(described.classes),
+        crop_scale=arguments.crop_scale,
+        chunk=min(64, arguments.batch_size),
+    )
+    return Batches(experiment.training, augment, arguments.batch_size, seed)
+
+
+def _and_check_time(experiment: Experiment) -> Callable[[str], None]:
+    """Progress of the reconstruction, which writes its state after it reported a block."""
+    lines = {"over": False}
+
+    def report(line: str) -> None:
+        if lines["over"]:
+            raise OutOfTimeError
+        experiment.report(line)
+        lines["over"] = time.monotonic() > experiment.deadline
+
+    return report
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+def write_results(arguments: argparse.Namespace, wanted: list[str]) -> None:
+    """JSON, table and plot of the rows that are done."""
+    done = [
+        json.loads(path.read_text())
+        for row in wanted
+        for path in sorted(arguments.work.glob(f"{_slug(row)}_[0-9]*.json"))
+    ]
+    if not done:
+        return
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    stem = arguments.results / f"distill_{arguments.network}"
+    given = {k: str(v) for k, v in vars(arguments).items() if k not in ("work", "results")}
+    device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
+    everything = {
+        "network": arguments.network,
+        "device": device,
+        "torch": torch.__version__,
+        "training_images": arguments.limit or "all",
+        "arguments": given,
+        "rows": done,
+    }
+    write_file(stem.with_suffix(".json"), (json.dumps(everything, indent=1) + "\n").encode())
+    write_file(stem.with_suffix(".md"), _table(done, wanted).encode())
+    _plot(done, wanted, stem.with_suffix(".png"))
+
+
+COLUMNS = {
+    "float_top1": "float top-1 %",
+    "int8_top1": "int8 top-1 %, PTQ",
+    "qat_int8_top1": "int8 top-1 %, QAT",
+    "seconds": "training s",
+}
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _table(done: list[dict[str, Any]], wanted: list[str]) -> str:
+    lines = ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for row in wanted:
+        own = [fields for fields in done if fields["row"] == row]
+        if own:
+            cells = [_mean_and_spread([f[c] for f in own if c in f]) for c in COLUMNS]
+            lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nMean over seeds ± standard deviation.\n"
+
+
+def _plot(done: list[dict[str, Any]], wanted: list[str], path: Path) -> None:
+    import matplotlib  # noqa: PLC0415 - only here
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    rows = [row for row in wanted if any(f["row"] == row for f in done)]
+    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.5 * len(rows)))
+    for place, (column, marker) in enumerate(zip(list(COLUMNS)[:3], "osD", strict=True)):
+        points = [(f[column], rows.index(f["row"])) for f in done if column in f]
+        if points:
+            x, y = zip(*points, strict=True)
+            shifted = [v + 0.15 * (place - 1) for v in y]
+            axis.plot(x, shifted, marker, label=COLUMNS[column], alpha=0.7)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.set_xlabel("top-1 %, one mark a seed")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _slug(row: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in row)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--network", default=SWIN_MICRO, help="swin_micro or a timm Swin")
+    add("--teacher", default="embedded", help="checkpoint with GELU, or embedded")
+    add("--num-classes", type=int, help="the teacher's, if not the network's own")
+    add("--data", type=Path, nargs="+", required=True, help="packs or folders to train on")
+    add("--validation", type=Path, required=True, help="labeled images, never trained on")
+    add("--limit", type=int, help="images of each pack")
+    add("--minutes", type=float, default=1e9, help="stop after so many minutes of this call")
+    add("--seeds", type=int, default=3, help="seeds of each row that trains")
+    add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
+    add("--steps", type=int, default=1500, help="training budget of each row that trains")
+    add("--reconstruct-steps", type=int, default=1000, help="steps of each reconstructed block")
+    add("--qat-steps", type=int, default=200, help="0 for no quantization-aware column")
+    add("--batch-size", type=int, default=256, help="images a step")
+    add("--learning-rate", type=float, default=5e-4, help="peak")
+    add("--finish-share", type=float, default=0.5, help="of the budget, all being replaced")
+    add("--logit-weight", type=float, default=1.0, help="of the KL of the logits")
+    add("--block-weight", type=float, default=1.0, help="of the replaced blocks' outputs")
+    add("--stage-weight", type=float, default=1.0, help="of the stages' outputs")
+    add("--label-weight", type=float, default=0.5, help="of the cross entropy")
+    add("--temperature", type=float, default=2.0, help="of the KL")
+    add("--feature-loss", default="mse", help="mse or cosine")
+    add("--crop-scale", type=float, default=0.35, help="smallest crop, as a part of the area")
+    add("--work", type=Path, default=Path("out/experiment_distill"), help="unfinished rows")
+    add("--results", type=Path, default=Path("docs/results"), help="where the results go")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IntswinError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
