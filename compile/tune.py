@@ -95,7 +95,9 @@ def tune(
     Raises:
         IntswinError: the networks or the target cannot be used, or the log is refused.
     """
-    deadline = time.monotonic() + 3600 * options.hours if options.hours else float("inf")
+    deadline = (
+        time.monotonic() + 3600 * options.hours if options.hours is not None else float("inf")
+    )
     check_versions()
     use_all_cores()
     target = get_target(options.target)

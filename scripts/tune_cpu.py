@@ -64,7 +64,7 @@ def main() -> None:
     if options.check:
         sys.exit(0 if check(networks, job.batches, options.logs) else 1)
     for target, share in TARGETS.items():
-        hours = max(1e-6, share * (end - time.monotonic()) / 3600)
+        hours = max(0.0, share * (end - time.monotonic()) / 3600)
         console.print(f"tuning for {target}")
         folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
         write_readme(folder, target)

@@ -85,20 +85,20 @@ def wait_until(condition, seconds):
 
 
 def test_killed_job_goes_on(tmp_path):
-    job = start_job(tmp_path, 24)
+    job = start_job(tmp_path, 20)
     wait_until(lambda: journal(tmp_path) or job.poll() is not None, 60)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     wait_until(lambda: not list(processes_of_session(job.pid)), 10)
     before = (tmp_path / JOURNAL).read_text()
-    assert 0 < len(before.splitlines()) < 2 * 24
+    assert 0 < len(before.splitlines()) < 2 * 20
     (tmp_path / JOURNAL).write_text(before + '{"workload": "1", "ti')  # as a full disk leaves it
-    tune_small(tmp_path, 24)
+    tune_small(tmp_path, 20)
     lines = (tmp_path / JOURNAL).read_text().splitlines()
     assert lines[: len(before.splitlines())] == before.splitlines()
     entries = [json.loads(line) for line in lines if not line.endswith('"ti')]
     tried = {(entry["workload"], tuple(entry["tile"])) for entry in entries}
-    assert len(tried) == len(entries) == 2 * 24, "nothing is measured twice"
+    assert len(tried) == len(entries) == 2 * 20, "nothing is measured twice"
     log = tuning_log.read_log(tmp_path)
     assert not log.broken
     assert all(len(records) <= 3 for records in log.records.values())
