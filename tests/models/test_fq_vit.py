@@ -58,5 +58,5 @@ def test_a_quantized_swin_is_near_the_float_one():
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(IntswinError, match="no Swin"):
+    with pytest.raises(IntswinError, match="not a Swin"):
         fq_vit(torch.nn.Linear(2, 2), torch.zeros(1, 2))
