@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--network", default="swin_tiny_patch4_window7_224", help="a timm Swin")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images in one call")
     parser.add_argument("--threads", type=int, default=coordinator.default_threads())
-    parser.add_argument("--rounds", type=int, default=25, help="bursts of each competitor")
+    parser.add_argument("--rounds", type=int, default=15, help="bursts of each competitor")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of competitors' names")
     parser.add_argument("--data", type=Path, help="calibration photos; default: the demo photos")
     parser.add_argument("--profile", action="store_true", help="ours by operator, and a roofline")

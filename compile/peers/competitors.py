@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from intswin.compile.host_cpu import cpu_features
 from intswin.compile.peers.task import Competitor
 
 _PEERS = "intswin.compile.peers"
+# What is not int8 is faster in bfloat16, where the CPU has it.
+_TORCHAO = (
+    ("int8-bf16", "torchao int8 + bf16")
+    if cpu_features() & {"avx512_bf16", "amx_bf16"}
+    else ("int8", "torchao int8")
+)
 # module, variant, label, packages
 _FORMS = [
     ("torch_float", "fp32-eager", "PyTorch fp32 eager", ("torch",)),
     ("torch_float", "fp32-compile", "PyTorch fp32 compiled", ("torch",)),
     ("torch_float", "bf16-eager", "PyTorch bf16 eager", ("torch",)),
     ("torch_float", "bf16-compile", "PyTorch bf16 compiled", ("torch",)),
-    ("torchao_int8", "int8", "torchao int8", ("torchao",)),
-    ("torchao_int8", "int8-bf16", "torchao int8 + bf16", ("torchao",)),
+    ("torchao_int8", *_TORCHAO, ("torchao",)),
     ("openvino_peer", "fp32", "OpenVINO fp32", ("openvino", "nncf")),
     ("openvino_peer", "bf16", "OpenVINO bf16", ("openvino", "nncf")),
     ("openvino_peer", "int8", "OpenVINO int8", ("openvino", "nncf")),

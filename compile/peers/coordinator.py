@@ -129,14 +129,16 @@ def _build(entrants: list[Entrant], builders: int, progress: Progress) -> None:
             progress(f"{entrant.task.competitor.name}: {error}")
 
     def prepare(group: list[Entrant]) -> None:
+        task = group[0].task
+        progress(f"preparing {task.competitor.name} of {task.network}, batch {task.batch}")
         try:
-            answer = process.prepare(group[0].task)
+            answer = process.prepare(task)
             for entrant in group:
                 entrant.prepared = answer
         except (CompetitorError, OSError) as error:
             for entrant in group:
                 entrant.drop(str(error))
-            progress(f"{group[0].task.competitor.name}: {error}")
+            progress(f"{task.competitor.name}: {error}")
 
     # Loading waits for all preparations: both at once would take more memory.
     with ThreadPoolExecutor(builders) as pool:

@@ -38,7 +38,6 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **module.environment(task.threads)},
-                start_new_session=True,  # Ctrl-C goes to the coordinator, which stops us
             )
         self._buffer = b""
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from intswin.compile.peers.task import Loaded, Task
 
-WAKE_CALLS = 2  # untimed, at the start of a burst: sleeping threads and cold caches
+# Untimed calls at the start of a burst wake threads and warm caches: one, and more for so long.
+WAKE_SECONDS = 0.02
 
 
 def main() -> None:
@@ -53,8 +54,9 @@ def _serve(loaded: Loaded, request: dict[str, Any], answers: IO[str]) -> None:
     try:
         if request["do"] == "kernels":
             assert loaded.kernel_times is not None
-            times = [loaded.kernel_times() for _ in range(request["calls"] + WAKE_CALLS)]
-            _answer(answers, kernels=times[WAKE_CALLS:])
+            _wake(loaded.kernel_times)
+            times = [loaded.kernel_times() for _ in range(request["calls"])]
+            _answer(answers, kernels=times)
         else:
             _answer(answers, seconds=_timed(loaded.run, request["calls"]))
     except Exception as error:
@@ -63,14 +65,20 @@ def _serve(loaded: Loaded, request: dict[str, Any], answers: IO[str]) -> None:
 
 
 def _timed(run: Callable[[], Any], calls: int) -> list[float]:
-    for _ in range(WAKE_CALLS):
-        run()
+    _wake(run)
     times = []
     for _ in range(calls):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
     return times
+
+
+def _wake(run: Callable[[], Any]) -> None:
+    start = time.perf_counter()
+    run()
+    while time.perf_counter() - start < WAKE_SECONDS:
+        run()
 
 
 def _use_cores(count: int) -> None:
