@@ -100,5 +100,5 @@ def table(
         calibrated = pipeline.load_calibration(chosen_options, ours)
         graph = pipeline.quantize_network(chosen_options, ours, calibrated).graph
         label = {"igelu": "ours, i-GELU int8", "relu": "ours, ReLU int8"}[name]
-        rows.append(measured(label, "integer only", lambda x, g=graph: integer_reference.run(g, x)))
+        rows.append(measured(label, "integer only", partial(integer_reference.run, graph)))
     return rows

@@ -17,16 +17,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from intswin.compile import pipeline
-from intswin.compile.calibrate import Calibration, calibrate
-from intswin.compile.float_graph import read_float_graph
-from intswin.compile.import_model import import_torch
-from intswin.compile.simplify import simplify
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
 from intswin.models.distill_data import Batches, Pixels, load_pixels
@@ -41,6 +36,9 @@ from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import replacement_steps
 from intswin.models.swin import SWIN_MICRO, create_model, embedded_checkpoint, model_preprocess
 from intswin.models.training_run import write_card
+
+if TYPE_CHECKING:
+    from intswin.compile.calibrate import Calibration
 
 METHODS = ("iterative", "reconstruct")
 CALIBRATION_IMAGES = 128
@@ -164,6 +162,13 @@ def integer_network(
     Raises:
         IntswinError: the network cannot be quantized.
     """
+    # TVM takes seconds to import, and distillation without integers does not need it
+    from intswin.compile import pipeline  # noqa: PLC0415
+    from intswin.compile.calibrate import calibrate  # noqa: PLC0415
+    from intswin.compile.float_graph import read_float_graph  # noqa: PLC0415
+    from intswin.compile.import_model import import_torch  # noqa: PLC0415
+    from intswin.compile.simplify import simplify  # noqa: PLC0415
+
     preprocess = pixels.described.preprocess
     on_cpu = copy.deepcopy(student).cpu().eval()
     size = preprocess.image_size
