@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tune_program import CASES, tune_small
+from tune_program import ONE_CASE, tune_small
 
 import graphs
 from command import run_intswin
@@ -85,20 +85,20 @@ def wait_until(condition, seconds):
 
 
 def test_killed_job_goes_on(tmp_path):
-    job = start_job(tmp_path, 20)
+    job = start_job(tmp_path, 32)
     wait_until(lambda: journal(tmp_path) or job.poll() is not None, 60)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     wait_until(lambda: not list(processes_of_session(job.pid)), 10)
     before = (tmp_path / JOURNAL).read_text()
-    assert 0 < len(before.splitlines()) < 2 * 20
+    assert 0 < len(before.splitlines()) < 32
     (tmp_path / JOURNAL).write_text(before + '{"workload": "1", "ti')  # as a full disk leaves it
-    tune_small(tmp_path, 20)
+    tune_small(tmp_path, 32, cases=ONE_CASE)
     lines = (tmp_path / JOURNAL).read_text().splitlines()
     assert lines[: len(before.splitlines())] == before.splitlines()
     entries = [json.loads(line) for line in lines if not line.endswith('"ti')]
     tried = {(entry["workload"], tuple(entry["tile"])) for entry in entries}
-    assert len(tried) == len(entries) == 2 * 20, "nothing is measured twice"
+    assert len(tried) == len(entries) == 32, "nothing is measured twice"
     log = tuning_log.read_log(tmp_path)
     assert not log.broken
     assert all(len(records) <= 3 for records in log.records.values())
@@ -268,8 +268,7 @@ def test_two_rpc_servers_tune(tmp_path):
         wait_until(ready, 60)
         with pytest.raises(IntswinError, match="no server with key other"):
             Machines.behind_tracker(address, "other")
-        cases = {"relu": CASES["relu"]}
-        (task,) = tune_small(tmp_path, 8, cases=cases, rpc_tracker=address, rpc_key="board")
+        (task,) = tune_small(tmp_path, 8, cases=ONE_CASE, rpc_tracker=address, rpc_key="board")
     entries = journal(tmp_path)
     assert len(entries) == 8
     assert [entry for entry in entries if "error" in entry] == []
