@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from intswin.compile.calibrate import Calibration
 
 METHODS = ("iterative", "reconstruct")
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 64
 
 Report = Callable[[str], None]
 

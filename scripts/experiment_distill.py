@@ -38,6 +38,7 @@ from intswin.models.distill_train import DistillTrainer, TrainOptions, accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import write_file
+from intswin.models.integer_graph import IntegerGraph
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import replacement_steps
 from intswin.models.swin import SWIN_MICRO, create_model, model_preprocess
@@ -166,9 +167,10 @@ def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
         return fields  # GELU has its own integer forms: intswin evaluate --table
     # quantize what was stored: float16 weights
     student.load_state_dict(read_state_dict(checkpoint))
-    fields["int8_top1"] = _int8_top1(student, experiment)
+    graph, _ = integer_network(student, experiment.training)
+    fields["int8_top1"] = _int8_top1(student, graph, experiment)
     if arguments.qat_steps and how["method"] != "swap":
-        trained = _qat(experiment, student, seed, state.with_suffix(".qat.pth"))
+        trained = _qat(experiment, student, graph, seed, state.with_suffix(".qat.pth"))
         fields["qat_int8_top1"] = trained
     return fields
 
@@ -208,11 +210,12 @@ def _run(trainer: DistillTrainer, experiment: Experiment) -> nn.Module:
     return trainer.run()
 
 
-def _qat(experiment: Experiment, student: nn.Module, seed: int, state: Path) -> float:
+def _qat(
+    experiment: Experiment, student: nn.Module, graph: IntegerGraph, seed: int, state: Path
+) -> float:
     """Integer top-1 after quantization-aware training."""
     arguments = experiment.arguments
     student = copy.deepcopy(student)
-    graph, _ = integer_network(student, experiment.training)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("relative_position_bias_table" not in name)
     fake = FakeQuantized(student, graph, experiment.training.described.preprocess)
@@ -230,9 +233,8 @@ def _qat(experiment: Experiment, student: nn.Module, seed: int, state: Path) -> 
     return _top1(fake.of(_run(trainer, experiment)), experiment)
 
 
-def _int8_top1(student: nn.Module, experiment: Experiment) -> float:
+def _int8_top1(student: nn.Module, graph: IntegerGraph, experiment: Experiment) -> float:
     """Top-1 of the integer-only network, calibrated on training images."""
-    graph, _ = integer_network(student, experiment.training)
     preprocess = experiment.validation.described.preprocess
     fake = FakeQuantized(student, graph, preprocess)
     pixels = experiment.validation.images[:CHECKED_IMAGES].permute(0, 2, 3, 1)
