@@ -117,6 +117,6 @@ def draw_bars(
         text = f"{row['median_ms']:.2f}  (p95 {row['p95_ms']:.2f})  {row['ratio']:.2f}x"
         axes.text(row["median_ms"] + 0.015 * widest, place, text, va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), list(labels))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.55 * widest)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.7 * widest)
     axes.spines[["top", "right"]].set_visible(False)

@@ -43,7 +43,7 @@ typedef int32x4_t vec;
 #define OPAQUE(x) __asm__ volatile("" : "+w"(x))
 #endif
 
-enum { ACCUMULATORS = 12, ROUNDS = 10000000, REPEATS = 3 };
+enum { ACCUMULATORS = 12, ROUNDS = 10000000, REPEATS = 5 };
 enum { MEMORY = 128 << 20, CACHE = 256 << 10 };  // bytes a thread
 
 static pthread_barrier_t start, end;

@@ -43,6 +43,7 @@ class Entrant:
         reason: why it is not measured; empty while it is in the race.
         prepared: the answer of the step that prepared it (and others).
         first: the worker's first answer: seconds to load, peak memory, logits.
+        calls: timed ones of its next burst.
         rounds: seconds of each call, by round.
     """
 
@@ -53,6 +54,7 @@ class Entrant:
     first: dict[str, Any] = field(default_factory=dict)
     cosine: float = float("nan")
     snr_db: float = float("nan")
+    calls: int = BURST_CALLS[0]
     rounds: list[list[float]] = field(default_factory=list)
 
     def drop(self, reason: str) -> None:
@@ -168,7 +170,6 @@ def _check(entrant: Entrant) -> None:
 
 def _measure(entrants: list[Entrant], rounds: int, progress: Progress) -> float:
     """Time everybody `rounds` times after a warm-up; foreign cores meanwhile."""
-    calls: dict[str, int] = {}
     shuffled = random.Random(0)
     before = _processor_seconds(entrants)
     start = time.monotonic()
@@ -178,14 +179,13 @@ def _measure(entrants: list[Entrant], rounds: int, progress: Progress) -> float:
         shuffled.shuffle(racing)
         for entrant in racing:
             assert entrant.worker is not None
-            name = entrant.task.competitor.name
-            request = {"do": "time", "calls": calls.get(name, BURST_CALLS[0])}
+            request = {"do": "time", "calls": entrant.calls}
             try:
                 times = entrant.worker.ask(request, BURST_TIMEOUT)["seconds"]
             except CompetitorError as error:
                 entrant.drop(f"failed in round {turn + 1}: {error}")
                 continue
-            calls[name] = int(np.clip(BURST_SECONDS / np.median(times), *BURST_CALLS))
+            entrant.calls = int(np.clip(BURST_SECONDS / np.median(times), *BURST_CALLS))
             if turn >= 0:
                 entrant.rounds.append(times)
             time.sleep(PAUSE)
