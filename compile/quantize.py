@@ -32,6 +32,7 @@ from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import Attribute, IntegerGraph, TensorSpec
 from intswin.models.preprocess import Preprocess
 
+MAX_WIDENINGS = 50  # a widened scale fits at once; a pass takes a second for a large network
 _log = logging.getLogger(__name__)
 
 
@@ -69,12 +70,17 @@ def quantize(
         IntswinError: the network has an operator or a layout that has no integer form.
     """
     widen: dict[str, float] = {}
-    while True:
+    name = ""
+    for _ in range(MAX_WIDENINGS):
         try:
             return _Quantizer(graph, ranges, extremes, preprocess, gelu, widen).run()
         except parameters.ScaleTooFineError as error:
-            widen[error.name] = widen.get(error.name, 1.0) * error.factor
-            _log.info("scale of %s widened by %.3g", error.name, widen[error.name])
+            name = error.name
+            widen[name] = widen.get(name, 1.0) * error.factor
+            _log.info("scale of %s widened by %.3g", name, widen[name])
+    raise IntswinError(
+        f"value {name} finds no scale that suits its accumulator; is the network trained?"
+    )
 
 
 class _Quantizer:

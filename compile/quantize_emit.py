@@ -198,6 +198,7 @@ class Emitter:
             biases.append(linear.bias[flat])
             low, high = self.ranges[value]
             scale = parameters.symmetric_scale(low, high, 127) / abs(view.factor)
+            scale *= self.widen.get(name, 1)
             scales.append(scale)
             h_scales.append(np.full(flat.size, scale / 128))
         if len(inputs) != 1:

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from intswin.models.errors import IntswinError
+
 MAX_PRE = 24
 LN2_STEP = math.log(2) / 256  # scale of attention scores
 _WEIGHT_LIMIT = 127
@@ -170,7 +172,15 @@ def attention_parameters(
         value_scale: of v.
         out_scale: of the output.
         name: of the output, for errors.
+
+    Raises:
+        IntswinError: one unit of q.k is so large that the softmax only picks maxima.
     """
+    if score_unit / LN2_STEP / 16 >= 1 - 2**-16:
+        raise IntswinError(
+            f"{name}: one int8 step of q.k changes a score by {score_unit:.2g}, too much for an "
+            "8-bit softmax; is the network trained?"
+        )
     pre, mult = fixed_point(score_unit / LN2_STEP / 16, name)
     ratio = value_scale / (256 * out_scale)
     out_shift = min(22, math.floor(15 - math.log2(ratio)))

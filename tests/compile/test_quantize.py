@@ -156,6 +156,23 @@ def test_too_fine_a_scale_is_widened():
     assert np.abs(run(network.graph, images) * scale - exact).max() < 0.5
 
 
+def test_absurd_attention_scores_are_refused():
+    """Not an endless search for a scale."""
+    model = create_model("swin_micro", activation="relu")
+    with torch.no_grad():
+        model.layers[0].blocks[0].attn.qkv.weight.mul_(3000)
+    with pytest.raises(IntswinError, match="too much for an 8-bit softmax"):
+        quantized(model)
+
+
+def test_a_gelu_input_that_no_exponent_suits_is_refused():
+    model = create_model("swin_micro", activation="gelu")
+    with torch.no_grad():
+        model.layers[0].blocks[0].mlp.fc1.weight.mul_(1e6)
+    with pytest.raises(IntswinError, match="finds no scale"):
+        quantized(model)
+
+
 def test_another_architecture_is_refused():
     class Convolutional(nn.Module):
         def __init__(self):
