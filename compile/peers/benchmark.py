@@ -17,7 +17,7 @@ from rich.console import Console
 
 from intswin.compile import artifact, cpu_peak, operator_profile
 from intswin.compile.bench import machine_conditions
-from intswin.compile.peers import coordinator, process, report
+from intswin.compile.peers import coordinator, process, report, torch_float
 from intswin.compile.peers.competitors import COMPETITORS, OURS, PACKAGES
 from intswin.compile.peers.ours import artifact_path
 from intswin.compile.peers.task import SEED, Competitor, Task
@@ -65,6 +65,10 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
         "rounds": options.rounds,
         **conditions,
         "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+        "torch_preloads": [
+            Path(file).name
+            for file in torch_float.environment(options.threads)["LD_PRELOAD"].split()
+        ],
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "batches": [],
     }
