@@ -90,9 +90,10 @@ class Emitter:
         """Emit a node and record the float value as a view of it (in its own order by default)."""
         node = self.emit(kind, inputs, tensors, attrs, spec, op.name)
         rows, channels = spec.shape
-        view = identity(node, rows, channels, op.shape)
-        if index is not None:
-            view = view.moved(index)
+        if index is None:
+            view = identity(node, rows, channels, op.shape)
+        else:
+            view = View(node, channels, index)
         self.values[op.name] = view
         self.views[node] = view.index.numpy()
 
