@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intswin.models.checkpoint import load_checkpoint
+from intswin.models.preprocess import Preprocess
 
 Taught = tuple[Tensor, list[Tensor]]
 
@@ -49,17 +50,24 @@ class SwinStages(nn.Module):
 
 
 class MobileNetTeacher(nn.Module):
-    """An ImageNet-1k MobileNetV2 from a TFLite file: input in [-1, 1], TFLite's padding."""
+    """An ImageNet-1k MobileNetV2 from a TFLite file, with TFLite's padding.
+
+    It reads pixels in [-1, 1], made of images that are normalised as ``student`` says.
+    """
 
     channels = (32, 96, 1280)
 
-    def __init__(self, checkpoint: str | Path) -> None:
+    def __init__(self, checkpoint: str | Path, student: Preprocess) -> None:
         super().__init__()
         self.net: Any = timm.create_model("mobilenetv2_100", pretrained=False, pad_type="same")
         load_checkpoint(self.net, checkpoint)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (student.mean, student.std))
+        self.register_buffer("factor", 2 * std, persistent=False)
+        self.register_buffer("shift", 2 * mean - 1, persistent=False)
 
     def forward(self, images: Tensor) -> Taught:
         """(N, 3, H, W) -> logits (N, 1000), maps [(N, h, w, channels)] at strides 8, 16, 32."""
+        images = images * self.factor + self.shift
         last, maps = self.net.forward_intermediates(images, indices=[2, 3])
         return self.net.forward_head(last), [m.permute(0, 2, 3, 1) for m in (*maps, last)]
 

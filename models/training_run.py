@@ -148,12 +148,17 @@ def train(
     return Trained(trainer.ema.module, described, trainer.commands)
 
 
-def save_with_card(trained: Trained, arguments: argparse.Namespace, preprocess: Preprocess) -> None:
+def save_with_card(
+    trained: Trained,
+    arguments: argparse.Namespace,
+    preprocess: Preprocess,
+    network: str = SWIN_MICRO,
+) -> None:
     """Write the fp16 checkpoint and its card, measured on the file as written."""
     model, described = trained.model, trained.described
     save_checkpoint(model, arguments.output)
     card = {
-        "network": SWIN_MICRO,
+        "network": network,
         "activation": mlp_activation(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "classes": described.classes,

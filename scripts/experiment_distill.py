@@ -2,8 +2,9 @@
 
 Trains nothing that it finds done: each row of each seed is a file in the work folder, and an
 unfinished row goes on from its state. Stops before --minutes are over, so that it fits a machine
-that is lent for a while; run the same command again to go on. Writes JSON, a table and a plot with
-whatever is done so far.
+that is lent for a while; run the same command again to go on. Several processes may share a work
+folder, each with its own rows or seeds. Writes JSON, a table and a plot of whatever is done
+(experiment_distill_report.py).
 
 Rows that train have the same budget of steps. Columns: float top-1 in float32; int8 top-1 of the
 integer-only network after post-training quantization, computed by the fake-quantized network, which
@@ -16,8 +17,8 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import datetime
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiment_distill_report import slug, write_results
 from torch import nn
 
 from intswin.compile.distill import integer_network
@@ -82,7 +84,7 @@ class Experiment:
 
     def report(self, line: str) -> None:
         """A progress line; also where a running row notices that the time is over."""
-        print(line, flush=True)
+        print(f"{datetime.datetime.now():%H:%M:%S} {line}", flush=True)
 
 
 def main() -> None:
@@ -111,28 +113,28 @@ def main() -> None:
         raise IntswinError(f"unknown row {unknown[0]!r}; use some of: {', '.join(ROWS)}")
     finished = True
     try:
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for row in wanted:
                 if seed and ROWS[row]["method"] in ("teacher", "swap"):
                     continue  # nothing random
-                result = folder / f"{_slug(row)}_{seed}.json"
+                result = folder / f"{slug(row)}_{seed}.json"
                 if not result.exists():
                     experiment.check_time()
-                    print(f"== {row}, seed {seed}", flush=True)
+                    experiment.report(f"== {row}, seed {seed}")
                     fields = run_row(experiment, row, seed)
                     write_file(result, (json.dumps(fields, indent=1) + "\n").encode())
-                    write_results(arguments, wanted)
+                    experiment.report(json.dumps(fields))
     except OutOfTimeError:
         finished = False
-    write_results(arguments, wanted)
+    print(write_results(folder, arguments.results, list(ROWS)))
     print("finished" if finished else "out of time; run the same command again to go on")
 
 
 def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
     """Make one student and measure it."""
     how, arguments = ROWS[row], experiment.arguments
-    state = arguments.work / f"{_slug(row)}_{seed}.state.pth"
-    checkpoint = state.with_name(f"{_slug(row)}_{seed}.safetensors")
+    state = arguments.work / f"{slug(row)}_{seed}.state.pth"
+    checkpoint = state.with_name(f"{slug(row)}_{seed}.safetensors")
     student = copy.deepcopy(experiment.teacher).requires_grad_(True)
     seconds_file = state.with_suffix(".seconds")
     before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
@@ -161,7 +163,12 @@ def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
     seconds = before + time.monotonic() - started if how["method"] not in ("teacher",) else 0.0
     student.eval()
     save_checkpoint(student, checkpoint)
-    fields: dict[str, Any] = {"row": row, "seed": seed, "seconds": round(seconds, 1)}
+    fields: dict[str, Any] = {
+        "row": row,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "run": _described(arguments),
+    }
     fields["float_top1"] = _top1(student, experiment)
     if how["method"] == "teacher":
         return fields  # GELU has its own integer forms: intswin evaluate --table
@@ -169,10 +176,26 @@ def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
     student.load_state_dict(read_state_dict(checkpoint))
     graph, _ = integer_network(student, experiment.training)
     fields["int8_top1"] = _int8_top1(student, graph, experiment)
-    if arguments.qat_steps and how["method"] != "swap":
+    if row in arguments.qat_rows:
         trained = _qat(experiment, student, graph, seed, state.with_suffix(".qat.pth"))
         fields["qat_int8_top1"] = trained
     return fields
+
+
+def _described(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a row depends on, and where and when it was made."""
+    ignored = ("work", "results", "minutes", "rows", "seeds")
+    given = {k: v for k, v in vars(arguments).items() if k not in ignored}
+    given["data"] = [path.name for path in arguments.data]
+    given["validation"] = arguments.validation.name
+    return {
+        "arguments": {
+            k: v if isinstance(v, (int, float, list)) else str(v) for k, v in given.items()
+        },
+        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu",
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def _iterate(
@@ -307,89 +330,6 @@ def _and_check_time(experiment: Experiment) -> Callable[[str], None]:
     return report
 
 
-# --- results ----------------------------------------------------------------------------------
-
-
-def write_results(arguments: argparse.Namespace, wanted: list[str]) -> None:
-    """JSON, table and plot of the rows that are done."""
-    done = [
-        json.loads(path.read_text())
-        for row in wanted
-        for path in sorted(arguments.work.glob(f"{_slug(row)}_[0-9]*.json"))
-    ]
-    if not done:
-        return
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    stem = arguments.results / f"distill_{arguments.network}"
-    given = {k: str(v) for k, v in vars(arguments).items() if k not in ("work", "results")}
-    device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
-    everything = {
-        "network": arguments.network,
-        "device": device,
-        "torch": torch.__version__,
-        "training_images": arguments.limit or "all",
-        "arguments": given,
-        "rows": done,
-    }
-    write_file(stem.with_suffix(".json"), (json.dumps(everything, indent=1) + "\n").encode())
-    write_file(stem.with_suffix(".md"), _table(done, wanted).encode())
-    _plot(done, wanted, stem.with_suffix(".png"))
-
-
-COLUMNS = {
-    "float_top1": "float top-1 %",
-    "int8_top1": "int8 top-1 %, PTQ",
-    "qat_int8_top1": "int8 top-1 %, QAT",
-    "seconds": "training s",
-}
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
-
-
-def _table(done: list[dict[str, Any]], wanted: list[str]) -> str:
-    lines = ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for row in wanted:
-        own = [fields for fields in done if fields["row"] == row]
-        if own:
-            cells = [_mean_and_spread([f[c] for f in own if c in f]) for c in COLUMNS]
-            lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\nMean over seeds ± standard deviation.\n"
-
-
-def _plot(done: list[dict[str, Any]], wanted: list[str], path: Path) -> None:
-    import matplotlib  # noqa: PLC0415 - only here
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    rows = [row for row in wanted if any(f["row"] == row for f in done)]
-    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.5 * len(rows)))
-    for place, (column, marker) in enumerate(zip(list(COLUMNS)[:3], "osD", strict=True)):
-        points = [(f[column], rows.index(f["row"])) for f in done if column in f]
-        if points:
-            x, y = zip(*points, strict=True)
-            shifted = [v + 0.15 * (place - 1) for v in y]
-            axis.plot(x, shifted, marker, label=COLUMNS[column], alpha=0.7)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
-    axis.set_xlabel("top-1 %, one mark a seed")
-    axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _slug(row: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in row)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -402,11 +342,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--validation", type=Path, required=True, help="labeled images, never trained on")
     add("--limit", type=int, help="images of each pack")
     add("--minutes", type=float, default=1e9, help="stop after so many minutes of this call")
-    add("--seeds", type=int, default=3, help="seeds of each row that trains")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the rows that train")
     add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
     add("--steps", type=int, default=1500, help="training budget of each row that trains")
     add("--reconstruct-steps", type=int, default=1000, help="steps of each reconstructed block")
-    add("--qat-steps", type=int, default=200, help="0 for no quantization-aware column")
+    add("--qat-rows", nargs="+", default=["iterative by block"], help="that are also finished so")
+    add("--qat-steps", type=int, default=200, help="of the quantization-aware finish")
     add("--batch-size", type=int, default=256, help="images a step")
     add("--learning-rate", type=float, default=5e-4, help="peak")
     add("--finish-share", type=float, default=0.5, help="of the budget, all being replaced")
