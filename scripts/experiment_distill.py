@@ -346,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
     add("--steps", type=int, default=1500, help="training budget of each row that trains")
     add("--reconstruct-steps", type=int, default=1000, help="steps of each reconstructed block")
-    add("--qat-rows", nargs="+", default=["iterative by block"], help="that are also finished so")
+    add("--qat-rows", nargs="*", default=["iterative by block"], help="that are also finished so")
     add("--qat-steps", type=int, default=200, help="of the quantization-aware finish")
     add("--batch-size", type=int, default=256, help="images a step")
     add("--learning-rate", type=float, default=5e-4, help="peak")
