@@ -224,9 +224,9 @@ def mma_s8s8(d: Expr, a: Expr, b: Expr) -> Expr:
 def ldmatrix_x4(registers: Expr, address: Expr) -> Expr:
     """Load four matrices of 8 rows of 16 bytes from shared memory, by a warp; sm_75.
 
-    Register i of a lane is word t of row g of matrix i. Lanes 8i .. 8i + 7 give the addresses of the
-    rows of matrix i (uint32, multiples of 16). With rows r .. r + 15 of a uint8 matrix, its bytes
-    k .. k + 15 (matrices 0, 1) and k + 16 .. k + 31 (2, 3), the registers are the fragment `a`: lane l
+    Register i of a lane is word t of row g of matrix i. Lanes 8i .. 8i + 7 give the addresses
+    (uint32, multiples of 16) of the rows of matrix i. With rows r .. r + 15 of a uint8 matrix, its
+    bytes k .. k + 15 (0, 1) and k + 16 .. k + 31 (2, 3), the registers are the fragment `a`: lane l
     gives the address of row r + l % 16, byte k + 16 * (l // 16).
     """
     return _call("intswin_ldmatrix_x4", registers, address)
