@@ -61,10 +61,6 @@ def _saturating_pack(kind: str, low: int, high: int) -> str:
 """
 
 
-def _vector(count: int) -> str:
-    return {1: "int", 2: "int2", 4: "int4"}[count]
-
-
 # Result type, parameters and body of each device function.
 _FUNCTIONS: dict[str, tuple[str, str, str]] = {
     "intswin_shared_address": (
@@ -156,7 +152,7 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
             "void",
             "int* r, const void* source",
             f"""
-  const {_vector(count)} v = *(const {_vector(count)}*)source;
+  const int{count} v = *(const int{count}*)source;
   {" ".join(f"r[{i}] = v{m};" for i, m in enumerate((".x", ".y", ".z", ".w")[:count]))}
 """,
         )
@@ -167,11 +163,12 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
             "void",
             "void* target, const int* r",
             f"""
-  *({_vector(count)}*)target = make_{_vector(count)}({", ".join(f"r[{i}]" for i in range(count))});
+  *(int{count}*)target = make_int{count}({", ".join(f"r[{i}]" for i in range(count))});
 """,
         )
         for count in (2, 4)
     },
+    "intswin_store_global_4": ("void", "void* target, const int* r", "\n  *(int*)target = r[0];\n"),
     "intswin_pack_u8": ("int", "int x0, int x1, int x2, int x3", _saturating_pack("u8", 0, 255)),
     "intswin_pack_s8": ("int", "int x0, int x1, int x2, int x3", _saturating_pack("s8", -128, 127)),
     "intswin_pack_s16": (
@@ -298,7 +295,7 @@ def load_global(registers: Expr, source: Expr, size: int) -> Expr:
 
 
 def store_global(target: Expr, registers: Expr, size: int) -> Expr:
-    """Store `size` (8 or 16) bytes of int32 registers to aligned global memory."""
+    """Store `size` (4, 8 or 16) bytes of int32 registers to aligned global memory."""
     return _call(f"intswin_store_global_{size}", target, registers)
 
 
@@ -320,6 +317,23 @@ def pack_s16(x0: Expr, x1: Expr) -> Expr:
 def synchronize() -> None:
     """Emit __syncthreads()."""
     T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+
+
+def registers(count: int) -> Buffer:
+    """An int32 array of this thread; registers, as long as all indices are constants."""
+    return _whole(T.alloc_buffer((count,), "int32", scope="local"))
+
+
+def shared_memory(size: int) -> Buffer:
+    """`size` bytes of the block's shared memory, all of what it has."""
+    return _whole(T.alloc_buffer((size,), "uint8", scope="shared.dyn", align=128))
+
+
+def _whole(buffer: Buffer) -> Buffer:
+    """Name both ends: TVM cuts what it sees no use of, and does not see what a function uses."""
+    for index in (0, int(buffer.shape[0]) - 1):
+        T.evaluate(pointer(buffer, index))
+    return buffer
 
 
 def pointer(buffer: Buffer, *index: Expr | int) -> Expr:
