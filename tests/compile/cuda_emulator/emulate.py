@@ -1,0 +1,159 @@
+"""Run a PrimFunc's kernels on NumPy arrays, twice: see `emulate`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.target import Target
+
+from cuda_emulator.compiler import compile_kernels
+from cuda_emulator.errors import EmulationError
+from cuda_emulator.lowering import Launch, Program, Workspace, lower
+from cuda_emulator.memory import GUARD_BYTES, GuardedArray, Region
+
+_POISONS = (0xA5, 0x5A)  # of the two runs
+_TIME_LIMIT_S = 300
+_MESSAGE_BYTES = 4096
+
+
+def emulate(
+    func: tirx.PrimFunc | tvm.IRModule,
+    target: Target,
+    arrays: Sequence[np.ndarray],
+    outputs: int = 1,
+) -> None:
+    """Run a function scheduled for CUDA as a GPU would.
+
+    It runs twice, with threads and blocks in opposite orders and with different bytes in all memory
+    that was not written: a result that differs shows a missing barrier, a copy that was not waited
+    for, or memory read before it was written.
+
+    Args:
+        func: the function, or a module whose "main" it is.
+        target: of kind cuda; its arch is what `__CUDA_ARCH__` says.
+        arrays: one for each parameter, in order.
+        outputs: how many of them, the last ones, are written: in place. What they hold before is
+            not seen by the kernels.
+
+    Raises:
+        EmulationError: different results; an access outside of the arrays, a write to an input, a
+            misaligned access; a barrier or warp instruction that not all threads reach; anything
+            that is not emulated.
+    """
+    program = lower(func, target)
+    _run_twice(program, _arch(target), dict(zip(program.parameters, arrays, strict=True)), outputs)
+
+
+def emulate_source(
+    source: str, launches: Sequence[Launch], arrays: dict[str, np.ndarray], outputs: int = 1
+) -> None:
+    """Like `emulate` for CUDA source with `extern "C"` kernels; arrays are named as in launches."""
+    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), 90, arrays, outputs)
+
+
+def _arch(target: Target) -> int:
+    return int("".join(c for c in str(target.attrs["arch"]) if c.isdigit()))
+
+
+def _run_twice(program: Program, arch: int, arrays: dict[str, np.ndarray], outputs: int) -> None:
+    kernels = sorted({launch.kernel for launch in program.launches})
+    library = compile_kernels(program.source, kernels, arch)
+    written = list(arrays)[len(arrays) - outputs :]
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        first, second = executor.map(
+            lambda order: _run(library, program, arrays, written, order), (0, 1)
+        )
+    for name in written:
+        a, b = (run[name].ravel() for run in (first, second))
+        differing = np.flatnonzero(a != b)
+        if len(differing):
+            i = int(differing[0])
+            raise EmulationError(
+                f"{name} depends on the order of threads or on memory that was not written: "
+                f"{len(differing)} of {a.size} elements, first element {i} is {a[i]} or {b[i]}"
+            )
+        arrays[name][...] = first[name]
+
+
+def _run(
+    library: ctypes.CDLL,
+    program: Program,
+    arrays: dict[str, np.ndarray],
+    written: list[str],
+    order: int,
+) -> dict[str, np.ndarray]:
+    poison = _POISONS[order]
+    memory = {}
+    for name, array in arrays.items():
+        memory[name] = GuardedArray(name, array.shape, array.dtype, poison, name in written)
+        if name not in written:
+            memory[name].array[...] = array
+    for name, workspace in program.workspaces.items():
+        memory[name] = _workspace(name, workspace, poison)
+    regions = (Region * len(memory))(*(m.region for m in memory.values()))
+    for launch in program.launches:
+        _launch(library, launch, memory, regions, order)
+        for guarded in memory.values():
+            guarded.check_canaries(launch.kernel)
+    return {name: memory[name].array for name in written}
+
+
+def _workspace(name: str, workspace: Workspace, poison: int) -> GuardedArray:
+    return GuardedArray(name, workspace.shape, np.dtype(workspace.dtype), poison, True)
+
+
+class _Launch(ctypes.Structure):
+    """`emu::Launch` of include/emulator.h."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("dynamic_shared", ctypes.c_size_t),
+        ("descending", ctypes.c_int),
+        ("poison", ctypes.c_uint),
+        ("regions", ctypes.POINTER(Region)),
+        ("region_count", ctypes.c_int),
+        ("guard", ctypes.c_size_t),
+        ("time_limit_s", ctypes.c_uint),
+        ("message", ctypes.c_void_p),
+        ("message_size", ctypes.c_size_t),
+    )
+
+
+def _launch(
+    library: ctypes.CDLL,
+    launch: Launch,
+    memory: dict[str, GuardedArray],
+    regions: ctypes.Array[Region],
+    order: int,
+) -> None:
+    shared_page = mmap.mmap(-1, _MESSAGE_BYTES)  # the process that runs the kernel writes to it
+    message = ctypes.c_char.from_buffer(shared_page)
+    values = [
+        np.array(memory[a].address if isinstance(a, str) else a).reshape(1)
+        for a in launch.arguments
+    ]
+    arguments = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+    description = _Launch(
+        (ctypes.c_uint * 3)(*launch.extents[:3]),
+        (ctypes.c_uint * 3)(*launch.extents[3:]),
+        launch.dynamic_shared_bytes,
+        order,
+        _POISONS[order],
+        regions,
+        len(regions),
+        GUARD_BYTES,
+        _TIME_LIMIT_S,
+        ctypes.addressof(message),
+        _MESSAGE_BYTES,
+    )
+    entry = getattr(library, f"emulate_{launch.kernel}")
+    if entry(ctypes.byref(description), arguments):
+        text = shared_page[:].split(b"\0", 1)[0].decode(errors="replace")
+        raise EmulationError(f"{launch.kernel}: {text}")

@@ -1,0 +1,195 @@
+// Launches a kernel: a forked process runs its blocks one after another.
+#pragma once
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+
+#include <utility>
+
+#include "ptx.h"
+#include "undefined.h"
+
+namespace emu {
+
+struct Region {  // an array in whole pages of its own, guards included
+  char* base;
+  size_t total;
+  char* data;
+  size_t bytes;
+  int writable;
+  const char* name;
+};
+
+struct Launch {
+  unsigned grid[3], block[3];
+  size_t dynamic_shared;
+  int descending;  // order of threads and blocks
+  unsigned poison;
+  const Region* regions;
+  int region_count;
+  size_t guard;
+  unsigned time_limit_s;
+  char* message;
+  size_t message_size;
+};
+
+static const size_t kStackBytes = 256 << 10, kPage = 4096;
+static const Launch* launch;
+
+static void on_fault(int signal_number, siginfo_t* info, void* context) {
+  if (signal_number == SIGALRM) fail("runs for more than %u s", launch->time_limit_s);
+  const char* address = (const char*)info->si_addr;
+  const char* access = "an access";
+#ifdef __x86_64__
+  access = ((ucontext_t*)context)->uc_mcontext.gregs[REG_ERR] & 2 ? "a write" : "a read";
+#endif
+  for (int i = 0; i < launch->region_count; ++i) {
+    const Region& region = launch->regions[i];
+    if (address < region.base || address >= region.base + region.total) continue;
+    if (address >= region.data && address < region.data + region.bytes) {
+      fail("%s of %s at byte %td, which is an input", access, region.name, address - region.data);
+    }
+    fail("%s outside of %s: byte %td of %zu", access, region.name, address - region.data,
+         region.bytes);
+  }
+  if (address >= dynamic_shared && address < dynamic_shared + dynamic_shared_bytes + kPage) {
+    fail("%s outside of dynamic shared memory: byte %td of %zu", access, address - dynamic_shared,
+         dynamic_shared_bytes);
+  }
+  fail("%s at the address %p, which is in no array", access, address);
+}
+
+static void catch_faults() {
+  stack_t stack = {};
+  stack.ss_size = 64 << 10;
+  stack.ss_sp = mmap(nullptr, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1, 0);
+  sigaltstack(&stack, nullptr);
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  for (int number : {SIGSEGV, SIGBUS, SIGALRM}) sigaction(number, &action, nullptr);
+  alarm(launch->time_limit_s);
+}
+
+static void protect() {
+  for (int i = 0; i < launch->region_count; ++i) {
+    const Region& region = launch->regions[i];
+    size_t middle = region.total - 2 * launch->guard;
+    mprotect(region.base, launch->guard, PROT_NONE);
+    mprotect(region.base + launch->guard + middle, launch->guard, PROT_NONE);
+    if (!region.writable) mprotect(region.base + launch->guard, middle, PROT_READ);
+  }
+}
+
+static void allocate_dynamic_shared(size_t bytes) {
+  size_t pages = (bytes + kPage - 1) / kPage * kPage;
+  char* base = (char*)mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mprotect(base + pages, kPage, PROT_NONE);
+  dynamic_shared = base + (pages - bytes) / 128 * 128;
+  dynamic_shared_bytes = bytes;
+}
+
+template <class Body>
+struct Fibers {
+  static inline Body* body;
+  static inline ucontext_t creator, created;
+
+  // A thread's life: a kernel call for each block.
+  static void live() {
+    if (!_setjmp(current->context)) swapcontext(&created, &creator);
+    for (;;) {
+      (*body)();
+      leave();
+    }
+  }
+
+  static void create(unsigned count) {
+    size_t each = kStackBytes + kPage;
+    char* stacks = (char*)mmap(nullptr, each * count, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) fail("no memory for %u stacks", count);
+    for (unsigned i = 0; i < count; ++i) {
+      mprotect(stacks + i * each, kPage, PROT_NONE);
+      getcontext(&created);
+      created.uc_stack.ss_sp = stacks + i * each + kPage;
+      created.uc_stack.ss_size = kStackBytes;
+      makecontext(&created, live, 0);
+      current = &threads[i];
+      swapcontext(&creator, &created);
+    }
+    current = nullptr;
+  }
+};
+
+static void create_threads(const Launch& l) {
+  blockDim = {l.block[0], l.block[1], l.block[2]};
+  gridDim = {l.grid[0], l.grid[1], l.grid[2]};
+  unsigned count = l.block[0] * l.block[1] * l.block[2];
+  threads.resize(count);
+  warps.resize((count + 31) / 32);
+  for (unsigned i = 0; i < count; ++i) {
+    threads[i].number = i;
+    threads[i].index = {i % l.block[0], i / l.block[0] % l.block[1], i / l.block[0] / l.block[1]};
+    warps[i / 32].lanes |= 1u << i % 32;
+    order.push_back(l.descending ? count - 1 - i : i);
+  }
+}
+
+__attribute__((noinline)) static void run_block() {
+  size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
+  if (static_bytes) memset(__start_cuda_shared, launch->poison, static_bytes);
+  memset(dynamic_shared, launch->poison, dynamic_shared_bytes);
+  for (Thread& t : threads) t.state = State::ready;
+  for (Warp& w : warps) w.waiting = w.finished = 0;
+  finished_count = barrier_count = 0;
+  if (!_setjmp(scheduler)) resume(0);
+  current = nullptr;
+}
+
+template <class Body>
+static void run_blocks(Body body) {
+  catch_faults();
+  protect();
+  allocate_dynamic_shared(launch->dynamic_shared);
+  async_poison = launch->poison;
+  create_threads(*launch);
+  Fibers<Body>::body = &body;
+  Fibers<Body>::create(threads.size());
+  unsigned across = launch->grid[0], down = launch->grid[1];
+  unsigned blocks = across * down * launch->grid[2];
+  for (unsigned i = 0; i < blocks; ++i) {
+    unsigned b = launch->descending ? blocks - 1 - i : i;
+    blockIdx = {b % across, b / across % down, b / across / down};
+    run_block();
+  }
+}
+
+// Returns 0, or 1 with a line in l.message.
+template <class... P>
+static int run(const Launch& l, void (*kernel)(P...), void** arguments) {
+  launch = &l;
+  message = l.message;
+  message_size = l.message_size;
+  message[0] = 0;
+  pid_t child = fork();
+  if (child < 0) {
+    snprintf(message, message_size, "no process for the kernel");
+    return 1;
+  }
+  if (!child) {
+    [&]<size_t... I>(std::index_sequence<I...>) {
+      run_blocks([&] { kernel(*(P*)arguments[I]...); });
+    }(std::index_sequence_for<P...>());
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (status && !message[0]) snprintf(message, message_size, "ended with status %d", status);
+  return status != 0;
+}
+
+}  // namespace emu

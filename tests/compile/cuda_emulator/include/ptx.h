@@ -1,0 +1,207 @@
+// PTX instructions: `asm("name ...")` becomes emu::ptx::name_with_underscores(operands in order).
+// Layouts and semantics after the PTX ISA manual, sections "Matrix Fragments for mma.m16n8k32",
+// ldmatrix, cp.async, dp4a and cvt.pack.
+#pragma once
+
+#include "functions.h"
+
+namespace emu {
+
+template <class A, class B>
+__attribute__((no_sanitize("undefined"))) static void mma_m16n8k32(void** all, unsigned mask) {
+  struct Operands {
+    unsigned d[4], a[4], b[2];
+  };
+  if (mask != ~0u) fail("mma: only lanes %#x of the warp", mask);
+  int16_t left[16][32], right[8][32];  // right by columns
+  for (int i = 0; i < 32; ++i) {
+    const Operands& lane = *(Operands*)all[i];
+    int group = i / 4, thread = i % 4;
+    for (int byte = 0; byte < 4; ++byte) {
+      int k = 4 * thread + byte;
+      for (int r = 0; r < 4; ++r) {
+        left[group + 8 * (r % 2)][k + 16 * (r / 2)] = (A)(lane.a[r] >> 8 * byte);
+      }
+      for (int r = 0; r < 2; ++r) right[group][k + 16 * r] = (B)(lane.b[r] >> 8 * byte);
+    }
+  }
+  for (int i = 0; i < 32; ++i) {
+    Operands& lane = *(Operands*)all[i];
+    for (int r = 0; r < 4; ++r) {
+      const int16_t* row = left[i / 4 + 8 * (r / 2)];
+      const int16_t* column = right[2 * (i % 4) + r % 2];
+      int sum = 0;
+      for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+      lane.d[r] += sum;
+    }
+  }
+}
+
+struct LdmatrixOperands {
+  unsigned address, r[4];
+};
+
+template <int Count, bool Transposed>
+static void ldmatrix(void** all, unsigned mask) {
+  if (mask != ~0u) fail("ldmatrix: only lanes %#x of the warp", mask);
+  for (int matrix = 0; matrix < Count; ++matrix) {
+    uint16_t elements[8][8];
+    for (int row = 0; row < 8; ++row) {
+      unsigned address = ((LdmatrixOperands*)all[8 * matrix + row])->address;
+      memcpy(elements[row], shared_pointer(address, 16, "ldmatrix"), 16);
+    }
+    for (int i = 0; i < 32; ++i) {
+      int row = i / 4, column = 2 * (i % 4);
+      unsigned low = Transposed ? elements[column][row] : elements[row][column];
+      unsigned high = Transposed ? elements[column + 1][row] : elements[row][column + 1];
+      ((LdmatrixOperands*)all[i])->r[matrix] = high << 16 | low;
+    }
+  }
+}
+
+static unsigned char async_poison;
+
+static void start_copy(unsigned target, const void* source, int size, int bytes) {
+  if ((uintptr_t)source % size) fail("cp.async: source not aligned to %d bytes", size);
+  if (bytes < 0 || bytes > size) fail("cp.async: %d of %d bytes", bytes, size);
+  Copy copy = {shared_pointer(target, size, "cp.async"), (const char*)source, bytes, size};
+  // Until it is waited for, nobody may count on the old bytes, nor on the new ones.
+  memset(copy.target, async_poison, size);
+  current->copies.push_back(copy);
+}
+
+static void wait_for_copies(unsigned pending) {
+  while (current->groups.size() > pending) {
+    for (const Copy& copy : current->groups.front()) {
+      memset(copy.target, 0, copy.size);
+      memcpy(copy.target, copy.source, copy.bytes);
+    }
+    current->groups.pop_front();
+  }
+}
+
+static unsigned saturated(unsigned x, int low, int high) {
+  return (unsigned)max(low, min((int)x, high));
+}
+
+namespace ptx {
+
+#define EMU_MMA(NAME, A, B)                                                                       \
+  template <class R>                                                                              \
+  static inline void NAME(R& d0, R& d1, R& d2, R& d3, unsigned a0, unsigned a1, unsigned a2,      \
+                          unsigned a3, unsigned b0, unsigned b1, unsigned c0, unsigned c1,        \
+                          unsigned c2, unsigned c3) {                                             \
+    unsigned operands[] = {c0, c1, c2, c3, a0, a1, a2, a3, b0, b1};                               \
+    collective(~0u, #NAME, operands, mma_m16n8k32<A, B>);                                         \
+    d0 = operands[0], d1 = operands[1], d2 = operands[2], d3 = operands[3];                       \
+  }
+EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32, uint8_t, int8_t)
+EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32, int8_t, int8_t)
+EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_u8_u8_s32, uint8_t, uint8_t)
+EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_s8_u8_s32, int8_t, uint8_t)
+#undef EMU_MMA
+
+#define EMU_LDMATRIX(SUFFIX, TRANSPOSED)                                                          \
+  template <class R>                                                                              \
+  static inline void ldmatrix_sync_aligned_m8n8_x1##SUFFIX(R& r0, unsigned address) {             \
+    LdmatrixOperands mine = {address, {}};                                                        \
+    collective(~0u, "ldmatrix.x1" #SUFFIX, &mine, ldmatrix<1, TRANSPOSED>);                       \
+    r0 = mine.r[0];                                                                               \
+  }                                                                                               \
+  template <class R>                                                                              \
+  static inline void ldmatrix_sync_aligned_m8n8_x2##SUFFIX(R& r0, R& r1, unsigned address) {      \
+    LdmatrixOperands mine = {address, {}};                                                        \
+    collective(~0u, "ldmatrix.x2" #SUFFIX, &mine, ldmatrix<2, TRANSPOSED>);                       \
+    r0 = mine.r[0], r1 = mine.r[1];                                                               \
+  }                                                                                               \
+  template <class R>                                                                              \
+  static inline void ldmatrix_sync_aligned_m8n8_x4##SUFFIX(R& r0, R& r1, R& r2, R& r3,            \
+                                                           unsigned address) {                    \
+    LdmatrixOperands mine = {address, {}};                                                        \
+    collective(~0u, "ldmatrix.x4" #SUFFIX, &mine, ldmatrix<4, TRANSPOSED>);                       \
+    r0 = mine.r[0], r1 = mine.r[1], r2 = mine.r[2], r3 = mine.r[3];                               \
+  }
+EMU_LDMATRIX(_shared_b16, false)
+EMU_LDMATRIX(_trans_shared_b16, true)
+#undef EMU_LDMATRIX
+
+static inline void cp_async_cg_shared_global(unsigned to, const void* from, int size, int bytes) {
+  if (size != 16) fail("cp.async.cg copies 16 bytes, not %d", size);
+  start_copy(to, from, size, bytes);
+}
+static inline void cp_async_cg_shared_global(unsigned to, const void* from, int size) {
+  cp_async_cg_shared_global(to, from, size, size);
+}
+static inline void cp_async_ca_shared_global(unsigned to, const void* from, int size, int bytes) {
+  start_copy(to, from, size, bytes);
+}
+static inline void cp_async_ca_shared_global(unsigned to, const void* from, int size) {
+  start_copy(to, from, size, size);
+}
+static inline void cp_async_commit_group() {
+  current->groups.push_back(std::move(current->copies));
+  current->copies.clear();
+}
+static inline void cp_async_wait_group(unsigned pending) { wait_for_copies(pending); }
+static inline void cp_async_wait_all() {
+  cp_async_commit_group();
+  wait_for_copies(0);
+}
+
+#define EMU_DP4A(NAME, A, B)                                              \
+  template <class R>                                                      \
+  static inline void NAME(R& d, unsigned a, unsigned b, unsigned c) {     \
+    d = dot4<A, B>(a, b, c);                                              \
+  }
+EMU_DP4A(dp4a_u32_s32, uint8_t, int8_t)
+EMU_DP4A(dp4a_s32_u32, int8_t, uint8_t)
+EMU_DP4A(dp4a_s32_s32, int8_t, int8_t)
+EMU_DP4A(dp4a_u32_u32, uint8_t, uint8_t)
+#undef EMU_DP4A
+
+template <class R>
+static inline void cvt_pack_sat_u8_s32_b32(R& d, unsigned a, unsigned b, unsigned c) {
+  d = c << 16 | saturated(a, 0, 255) << 8 | saturated(b, 0, 255);
+}
+template <class R>
+static inline void cvt_pack_sat_s8_s32_b32(R& d, unsigned a, unsigned b, unsigned c) {
+  d = c << 16 | (saturated(a, -128, 127) & 255) << 8 | (saturated(b, -128, 127) & 255);
+}
+template <class R>
+static inline void cvt_pack_sat_s16_s32(R& d, unsigned a, unsigned b) {
+  d = saturated(a, -32768, 32767) << 16 | (saturated(b, -32768, 32767) & 65535);
+}
+template <class R>
+static inline void cvt_pack_sat_u16_s32(R& d, unsigned a, unsigned b) {
+  d = saturated(a, 0, 65535) << 16 | saturated(b, 0, 65535);
+}
+
+template <class R>
+static inline void ld_shared_b32(R& r, unsigned address) {
+  memcpy(&r, shared_pointer(address, 4, "ld.shared"), 4);
+}
+template <class R>
+static inline void ld_shared_v2_b32(R& r0, R& r1, unsigned address) {
+  const char* p = shared_pointer(address, 8, "ld.shared");
+  memcpy(&r0, p, 4), memcpy(&r1, p + 4, 4);
+}
+template <class R>
+static inline void ld_shared_v4_b32(R& r0, R& r1, R& r2, R& r3, unsigned address) {
+  const char* p = shared_pointer(address, 16, "ld.shared");
+  memcpy(&r0, p, 4), memcpy(&r1, p + 4, 4), memcpy(&r2, p + 8, 4), memcpy(&r3, p + 12, 4);
+}
+static inline void st_shared_b32(unsigned address, unsigned r) {
+  memcpy(shared_pointer(address, 4, "st.shared"), &r, 4);
+}
+static inline void st_shared_v2_b32(unsigned address, unsigned r0, unsigned r1) {
+  unsigned r[] = {r0, r1};
+  memcpy(shared_pointer(address, 8, "st.shared"), r, 8);
+}
+static inline void st_shared_v4_b32(unsigned address, unsigned r0, unsigned r1, unsigned r2,
+                                    unsigned r3) {
+  unsigned r[] = {r0, r1, r2, r3};
+  memcpy(shared_pointer(address, 16, "st.shared"), r, 16);
+}
+
+}  // namespace ptx
+}  // namespace emu
