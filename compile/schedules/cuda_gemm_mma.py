@@ -1,0 +1,279 @@
+"""The GEMM kernel for int8 tensor cores (sm_80 and later), written out for a shape and a tile.
+
+A block of threads computes `block_rows` by `block_columns` results. Its slices of x and of the
+weight, `block_depth` deep, go from global to shared memory by cp.async, `stages` - 1 slices ahead
+of the multiplication. x lies there row by row with the 16-byte chunks of a row permuted, so that
+the 8 rows of an ldmatrix are in different banks; the weight comes packed in the order in which a
+warp's lanes read it (operators/cuda_linear.py).
+
+Warps share the block's rows, columns and, where a problem has too few results to fill the GPU, its
+depth: `depth_warps` warps have accumulators of the same results and are summed in shared memory.
+The epilogue works on the accumulators and stores 8 neighbouring columns at once. Rows, columns and
+depth that do not fill the tiles are clamped, masked and zero-filled here.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.operators.expressions import int32
+from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
+from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, MmaTile
+from intswin.compile.schedules.cuda_intrinsics import Expr
+
+_CHUNK = 16  # bytes of a copy
+_STEP = 32  # depth of an mma
+_GROUP = 32  # columns of a group of the packed weight
+_PIECE = _GROUP * _STEP  # bytes of a group in a step
+
+
+def emit_mma(shape: CudaGemmShape, tile: MmaTile, args: Arguments) -> None:
+    """Emit the kernel's body into the PrimFunc that is being built."""
+    row_tiles = -(-shape.rows // tile.block_rows)
+    column_tiles = -(-shape.columns // tile.block_columns)
+    with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
+        with T.launch_thread("threadIdx.x", tile.threads) as thread:
+            # Neighbouring blocks share rows of x, which is the larger operand.
+            row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)
+            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * tile.block_columns)
+            _Kernel(shape, tile, args, thread, row, column).emit()
+
+
+class _Kernel:
+    """One block of threads."""
+
+    def __init__(
+        self,
+        shape: CudaGemmShape,
+        tile: MmaTile,
+        args: Arguments,
+        thread: Expr,
+        row: Expr,
+        column: Expr,
+    ) -> None:
+        self.shape, self.tile, self.args, self.thread = shape, tile, args, thread
+        self.row, self.column = row, column
+        self.slices = -(-shape.depth // tile.block_depth)
+        self.steps = tile.block_depth // _STEP
+        self.row_blocks = tile.warp_rows // 16
+        self.groups = tile.warp_columns // _GROUP
+        shared = cuda.shared_memory(tile.shared_bytes)
+        self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
+        self.lane = T.Bind(thread % 32)
+        warp = T.Bind(thread // 32)
+        self.row_warp = T.Bind(warp % tile.row_warps)
+        self.column_warp = T.Bind(warp // tile.row_warps % tile.column_warps)
+        self.depth_warp = T.Bind(warp // (tile.row_warps * tile.column_warps))
+        self.acc = cuda.registers(self.row_blocks * self.groups * 16)
+        self.a = cuda.registers(self.row_blocks * 4)
+        self.b = cuda.registers(self.groups * 8)
+
+    def emit(self) -> None:
+        """The whole of it: load ahead, multiply, reduce, write."""
+        ahead = self.tile.stages - 1
+        self._plan_loads()
+        for index in range(int(self.acc.shape[0])):
+            T.buffer_store(self.acc, int32(0), [index])
+        for i in range(max(ahead, 1)):
+            self._load(int32(i), i)
+        self._plan_multiplication()
+        if self.slices == 1:
+            T.evaluate(cuda.cp_async_wait(0))
+            cuda.synchronize()
+            self._multiply(int32(0))
+        else:
+            with T.serial(0, self.slices) as i:
+                T.evaluate(cuda.cp_async_wait(ahead - 1))
+                # All threads' copies are there, and nobody reads the slot that is filled next.
+                cuda.synchronize()
+                if self.slices > ahead:
+                    with T.If(i + ahead < self.slices):
+                        with T.Then():
+                            self._copies(i + ahead, (i + ahead) % self.tile.stages)
+                T.evaluate(cuda.cp_async_commit())
+                self._multiply(i % self.tile.stages)
+        if self.tile.depth_warps == 1:
+            self._write()
+            return
+        self._reduce_depth()
+        with T.If(self.depth_warp == 0):
+            with T.Then():
+                self._write()
+
+    def _slot(self, slot: Expr) -> Expr:
+        return self.shared + (slot * self.tile.stage_bytes).astype("uint32")
+
+    def _plan_loads(self) -> None:
+        """What of the copies' addresses does not depend on the slice."""
+        tile, threads = self.tile, self.tile.threads
+        chunks = tile.block_depth // _CHUNK
+        self.x_copies, self.weight_copies = [], []
+        total = tile.block_rows * chunks
+        for first in range(0, total, threads):
+            index = T.Bind(self.thread + first)
+            row, chunk = T.Bind(index // chunks), T.Bind(index % chunks)
+            # Rows behind the last one repeat it; they are not stored.
+            source = tirx.min(self.row + row, int32(self.shape.rows - 1)) * self.shape.depth
+            target = row * tile.block_depth + (chunk ^ _permutation(row, chunks)) * _CHUNK
+            partial = index < int32(total) if first + threads > total else None
+            self.x_copies.append((T.Bind(source), chunk, T.Bind(target), partial))
+        steps = -(-self.shape.depth // _STEP)
+        groups = -(-self.shape.columns // _GROUP)
+        per_group = self.steps * _PIECE // _CHUNK
+        total = tile.block_columns // _GROUP * per_group
+        for first in range(0, total, threads):
+            index = T.Bind(self.thread + first)
+            group = tirx.min(self.column // _GROUP + index // per_group, int32(groups - 1))
+            within = T.Bind(index % per_group)
+            source = T.Bind(group * (steps * _PIECE) + within * _CHUNK)
+            target = T.Bind(index * _CHUNK + tile.block_rows * tile.block_depth)
+            partial = index < int32(total) if first + threads > total else None
+            self.weight_copies.append((source, within // (_PIECE // _CHUNK), target, partial))
+
+    def _load(self, slice_: Expr, slot: int) -> None:
+        """Start copying a slice, as a group of its own."""
+        if slot < self.slices:
+            self._copies(slice_, int32(slot))
+        T.evaluate(cuda.cp_async_commit())
+
+    def _copies(self, slice_: Expr, slot: Expr) -> None:
+        tile, base = self.tile, T.Bind(self._slot(slot))
+        depth = T.Bind(slice_ * tile.block_depth)
+        exact = self.shape.depth % tile.block_depth == 0
+        for source, chunk, target, partial in self.x_copies:
+            k = depth + chunk * _CHUNK
+            valid = None if exact else k < int32(self.shape.depth)
+            _copy(base, target, self.args.x, source, k, valid, partial)
+        steps = -(-self.shape.depth // _STEP)
+        step = T.Bind(slice_ * self.steps)
+        for source, own_step, target, partial in self.weight_copies:
+            valid = None if steps % self.steps == 0 else step + own_step < int32(steps)
+            _copy(base, target, self.args.weight, source, step * _PIECE, valid, partial)
+
+    def _plan_multiplication(self) -> None:
+        """This lane's offsets in a slot: its row of `a`, its bytes of `b`."""
+        tile = self.tile
+        chunks = tile.block_depth // _CHUNK
+        row = T.Bind(self.row_warp * tile.warp_rows + self.lane % 16)
+        self.a_row = T.Bind((row * tile.block_depth).astype("uint32"))
+        self.a_permutation = T.Bind(_permutation(self.lane % 16, chunks))
+        first = self.column_warp * (self.groups * self.steps * _PIECE)
+        b_offset = tile.block_rows * tile.block_depth + first + self.lane * _CHUNK
+        self.b_offset = T.Bind(b_offset.astype("uint32"))
+
+    def _multiply(self, slot: Expr) -> None:
+        """Accumulate this warp's steps of the slice in a slot."""
+        tile, base = self.tile, T.Bind(self._slot(slot))
+        a_base, b_base = T.Bind(base + self.a_row), T.Bind(base + self.b_offset)
+        for i in range(self.steps // tile.depth_warps):
+            step = int32(i) if tile.depth_warps == 1 else self.depth_warp + i * tile.depth_warps
+            chunk = (step * 2 + self.lane // 16) ^ self.a_permutation
+            a = T.Bind(a_base + (chunk * _CHUNK).astype("uint32"))
+            b = T.Bind(b_base + (step * _PIECE).astype("uint32"))
+            for m in range(self.row_blocks):
+                offset = tirx.const(m * 16 * tile.block_depth, "uint32")
+                T.evaluate(cuda.ldmatrix_x4(cuda.pointer(self.a, 4 * m), a + offset))
+            for n in range(self.groups):
+                for half in range(2):
+                    offset = tirx.const(n * self.steps * _PIECE + half * 512, "uint32")
+                    registers = cuda.pointer(self.b, 8 * n + 4 * half)
+                    T.evaluate(cuda.load_shared_16(registers, b + offset))
+            for m in range(self.row_blocks):
+                for n in range(self.groups * 4):
+                    acc = cuda.pointer(self.acc, (m * self.groups * 4 + n) * 4)
+                    a_registers = cuda.pointer(self.a, 4 * m)
+                    T.evaluate(cuda.mma_u8s8(acc, a_registers, cuda.pointer(self.b, 2 * n)))
+
+    def _reduce_depth(self) -> None:
+        """Add the other depth warps' accumulators to those of the first."""
+        tile, registers = self.tile, int(self.acc.shape[0])
+        warps = tile.row_warps * tile.column_warps
+        warp = self.column_warp * tile.row_warps + self.row_warp
+
+        def address(depth_warp: Expr, register: int) -> Expr:
+            quads = ((depth_warp - 1) * warps + warp) * (registers // 4) + register // 4
+            return self.shared + ((quads * 32 + self.lane) * 16).astype("uint32")
+
+        cuda.synchronize()  # the slices have been read
+        with T.If(self.depth_warp > 0):
+            with T.Then():
+                for i in range(0, registers, 4):
+                    values = cuda.pointer(self.acc, i)
+                    T.evaluate(cuda.store_shared_16(address(self.depth_warp, i), values))
+        cuda.synchronize()
+        part = cuda.registers(4)
+        with T.If(self.depth_warp == 0):
+            with T.Then():
+                for other in range(1, tile.depth_warps):
+                    for i in range(0, registers, 4):
+                        T.evaluate(
+                            cuda.load_shared_16(cuda.pointer(part, 0), address(int32(other), i))
+                        )
+                        for j in range(4):
+                            T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
+
+    def _write(self) -> None:
+        tile, shape = self.tile, self.shape
+        rows = self.row_blocks * 2
+        epilogue = Epilogue(shape, self.args, 8, rows)
+        first_row = T.Bind(self.row + self.row_warp * tile.warp_rows + self.lane // 4)
+        first = self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8
+        for group in range(self.groups):
+            column = T.Bind(first + group * _GROUP)
+            epilogue.load_columns(column)
+            for r in range(rows):
+                epilogue.load_residual(r, first_row + r * 8, column)
+            for r in range(rows):
+                row = T.Bind(first_row + r * 8)
+                conditions = []
+                if shape.rows % tile.block_rows:
+                    conditions.append(row < int32(shape.rows))
+                if shape.columns % tile.block_columns:
+                    conditions.append(column < int32(shape.columns))
+                at = [
+                    (((r // 2) * self.groups + group) * 4 + i // 2) * 4 + r % 2 * 2 + i % 2
+                    for i in range(8)
+                ]
+                values = [self.acc[index] for index in at]
+                if not conditions:
+                    epilogue.store(r, row, column, values)
+                    continue
+                with T.If(tirx.all(*conditions)):
+                    with T.Then():
+                        epilogue.store(r, row, column, values)
+
+
+def _permutation(row: Expr, chunks: int) -> Expr:
+    """What a row's chunk numbers are xor-ed with: 8 rows' chunks are then in 8 different banks."""
+    if chunks % 8 == 0:
+        return row % 8
+    if chunks % 4 == 0:
+        return row // 2 % 4
+    return row // 4 % 2
+
+
+def _copy(
+    base: Expr,
+    target: Expr,
+    buffer: cuda.Buffer,
+    source: Expr,
+    offset: Expr,
+    valid: Expr | None,
+    partial: Expr | None,
+) -> None:
+    """Copy a chunk from `source` + `offset` where `partial` holds; zeros where `valid` does not."""
+    size: Expr | int = _CHUNK
+    if valid is not None:
+        size = tirx.Select(valid, int32(_CHUNK), int32(0))
+        offset = tirx.Select(valid, offset, int32(0))
+    copy = cuda.cp_async_16(
+        base + target.astype("uint32"), cuda.pointer(buffer, source + offset), size
+    )
+    if partial is None:
+        T.evaluate(copy)
+        return
+    with T.If(partial):
+        with T.Then():
+            T.evaluate(copy)
