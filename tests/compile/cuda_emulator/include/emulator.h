@@ -35,7 +35,7 @@ struct Launch {
   size_t message_size;
 };
 
-static const size_t kStackBytes = 256 << 10, kPage = 4096;
+static const size_t kStackBytes = 256 << 10, kPage = 4096, kSharedGuard = 1 << 20;
 static const Launch* launch;
 
 static void on_fault(int signal_number, siginfo_t* info, void* context) {
@@ -54,7 +54,8 @@ static void on_fault(int signal_number, siginfo_t* info, void* context) {
     fail("%s outside of %s: byte %td of %zu", access, region.name, address - region.data,
          region.bytes);
   }
-  if (address >= dynamic_shared && address < dynamic_shared + dynamic_shared_bytes + kPage) {
+  if (address >= dynamic_shared - kSharedGuard &&
+      address < dynamic_shared + dynamic_shared_bytes + kSharedGuard) {
     fail("%s outside of dynamic shared memory: byte %td of %zu", access, address - dynamic_shared,
          dynamic_shared_bytes);
   }
@@ -86,10 +87,10 @@ static void protect() {
 
 static void allocate_dynamic_shared(size_t bytes) {
   size_t pages = (bytes + kPage - 1) / kPage * kPage;
-  char* base = (char*)mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  mprotect(base + pages, kPage, PROT_NONE);
-  dynamic_shared = base + (pages - bytes) / 128 * 128;
+  char* base = (char*)mmap(nullptr, pages + 2 * kSharedGuard, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  mprotect(base + kSharedGuard, pages, PROT_READ | PROT_WRITE);
+  dynamic_shared = base + kSharedGuard + (pages - bytes) / 128 * 128;
   dynamic_shared_bytes = bytes;
 }
 
