@@ -172,16 +172,17 @@ static void run_blocks(Body body) {
 // Returns 0, or 1 with a line in l.message.
 template <class... P>
 static int run(const Launch& l, void (*kernel)(P...), void** arguments) {
-  launch = &l;
-  message = l.message;
-  message_size = l.message_size;
-  message[0] = 0;
+  l.message[0] = 0;
   pid_t child = fork();
   if (child < 0) {
-    snprintf(message, message_size, "no process for the kernel");
+    snprintf(l.message, l.message_size, "no process for the kernel");
     return 1;
   }
   if (!child) {
+    // Only here: threads of the parent launch kernels at the same time.
+    launch = &l;
+    message = l.message;
+    message_size = l.message_size;
     [&]<size_t... I>(std::index_sequence<I...>) {
       run_blocks([&] { kernel(*(P*)arguments[I]...); });
     }(std::index_sequence_for<P...>());
@@ -189,7 +190,7 @@ static int run(const Launch& l, void (*kernel)(P...), void** arguments) {
   }
   int status = 0;
   waitpid(child, &status, 0);
-  if (status && !message[0]) snprintf(message, message_size, "ended with status %d", status);
+  if (status && !l.message[0]) snprintf(l.message, l.message_size, "ended with status %d", status);
   return status != 0;
 }
 
