@@ -56,6 +56,8 @@ class MobileNetTeacher(nn.Module):
     """
 
     channels = (32, 96, 1280)
+    factor: Tensor
+    shift: Tensor
 
     def __init__(self, checkpoint: str | Path, student: Preprocess) -> None:
         super().__init__()

@@ -12,8 +12,10 @@ channels), as in the integer network.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -29,6 +31,7 @@ from intswin.models.fake_quantize_math import (
     integer_attention,
     integer_layer_norm,
     quantize_weight,
+    quotient,
     requant16,
     straight_through,
 )
@@ -102,10 +105,21 @@ class FakeQuantized(nn.Module):
     def run_all(self, pixels: Tensor) -> dict[str, Tensor]:
         """Every tensor of the network in steps, from pixels (N, H, W, 3), any dtype."""
         values = {self.graph.input_name: pixels.float()}
-        with torch.autocast(pixels.device.type, enabled=False):
+        with torch.autocast(pixels.device.type, enabled=False), _exact_float32():
             for node, operator in zip(self.graph.nodes, self.operators, strict=True):
                 values[node.name] = operator(*(values[name] for name in node.inputs))
         return values
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """No TF32 inside: its sums are not exact below 2^24."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class QuantizedDistillation(nn.Module):
@@ -243,7 +257,7 @@ class _LayerNorm(nn.Module):
         with torch.no_grad():
             unit = 2.0 ** (c2 - 14) * 2.0**self.shift / self.output_scale
             gamma = (module.weight.double() * unit).round().clamp(-32767, 32767).long()
-            zero = module.bias.double() / self.output_scale + self.zero_point
+            zero = quotient(module.bias.double(), self.output_scale) + self.zero_point
             limit = 2**30 - 2**self.shift
             beta = (zero * 2.0**self.shift).round().clamp(-limit, limit).long() + half(self.shift)
             z = integer_layer_norm(x.detach(), self.eps, c2)

@@ -38,18 +38,25 @@ def half(shift: Tensor | int) -> Tensor:
     return (torch.ones_like(shift) << shift) >> 1
 
 
+def quotient(values: Tensor, divisor: float) -> Tensor:
+    """The correctly rounded quotient: by a number, a GPU multiplies with its reciprocal."""
+    return values / torch.full_like(values, divisor)
+
+
 def quantize_weight(weight: Tensor, bias: Tensor, input_scale: float) -> Tensor:
     """Float64 scales (N,) of weights (N, K), as compile/quantize_parameters.py chooses them."""
     largest = weight.abs().amax(1)
-    scale = torch.maximum(largest / 127, bias.abs() / (input_scale * _BIAS_LIMIT))
+    scale = torch.maximum(quotient(largest, 127.0), quotient(bias.abs(), input_scale * _BIAS_LIMIT))
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def fixed_point(ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Section 2: int32 (pre, mult) of float64 ratios; a ratio of 1 or more becomes almost 1."""
     ratio = ratio.clamp(max=1 - 2**-16)
-    pre = (-ratio.clamp(min=2.0**-60).log2()).floor().clamp(0, MAX_PRE)
-    mult = (ratio * 2.0 ** (pre + 15)).round()
+    # Powers and logarithms are not exact on a GPU; exponents and shifts are.
+    mantissa, exponent = torch.frexp(ratio.clamp(min=2.0**-60))
+    pre = ((mantissa == 0.5).int() - exponent).clamp(0, MAX_PRE)
+    mult = (ratio * (1 << (pre + 15).long())).round()
     again = (mult == 2**15) & (pre > 0)
     pre = torch.where(again, pre - 1, pre)
     mult = torch.where(again, 2.0**14, mult.clamp(max=2**15 - 1))
