@@ -8,7 +8,7 @@
 namespace emu {
 
 template <class A, class B>
-__attribute__((no_sanitize("undefined"))) static void mma_m16n8k32(void** all, unsigned mask) {
+__attribute__((no_sanitize("undefined"), optimize("O3"))) static void mma_m16n8k32(void** all, unsigned mask) {
   struct Operands {
     unsigned d[4], a[4], b[2];
   };
