@@ -1,5 +1,7 @@
 """The emulator of CUDA kernels: it computes as the GPU does, and it finds what it promises to."""
 
+import re
+
 import numpy as np
 import pytest
 from tvm import s_tir, te, tirx
@@ -21,14 +23,15 @@ TARGET = Target(
 )
 
 
-def run(body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0):
+def run(body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0, races=False):
     """Run `body` as a kernel whose parameters are the arrays; the last one is the output."""
     types = {"int8": "signed char", "uint8": "unsigned char", "int32": "int"}
     parameters = ", ".join(f"{types[str(a.dtype)]}* {name}" for name, a in arrays.items())
     source = "".join(source_of(name) for name in functions)
     source += f'extern "C" __global__ void kernel({parameters}) {{\n{body}\n}}'
     extents = (blocks, 1, 1, threads, 1, 1)
-    emulate_source(source, [Launch("kernel", tuple(arrays), extents, dynamic_shared)], arrays)
+    launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared)]
+    emulate_source(source, launches, arrays, races=races)
     return list(arrays.values())[-1]
 
 
@@ -95,6 +98,53 @@ def test_missing_barrier_is_found(barrier):
     x = np.arange(64, dtype=np.int32)
     with pytest.raises(EmulationError, match="order of threads"):
         run(REVERSE.replace("BARRIER", barrier), {"x": x, "y": zeros(64)}, 64)
+
+
+REUSED = """
+  extern __shared__ int moving[];
+  __shared__ int fixed[64];
+  for (int i = 0; i < 3; ++i) {
+    moving[threadIdx.x] = fixed[threadIdx.x] = x[threadIdx.x] + i;
+    __syncthreads();  // 0
+    int sum = moving[63 - threadIdx.x] + fixed[threadIdx.x ^ 7];
+    __syncwarp();  // 1
+    fixed[threadIdx.x ^ 1] = sum;
+    __syncthreads();  // 2
+  }
+  y[threadIdx.x] = fixed[threadIdx.x];
+"""
+
+
+def run_for_races(body, blocks=1):
+    x = np.arange(64, dtype=np.int32)
+    return run(body, {"x": x, "y": zeros(64)}, 64, blocks, dynamic_shared=256, races=True)
+
+
+def test_no_race_is_reported_where_there_is_none():
+    y = run_for_races(REUSED)
+    source = np.arange(64) ^ 1  # the thread that wrote what this one reads
+    np.testing.assert_array_equal(y, (63 - source) + (source ^ 7) + 4)
+
+
+@pytest.mark.parametrize("barrier", [0, 1, 2])
+def test_races_are_found(barrier):
+    removed = re.sub(rf"__sync\w+\(\);  // {barrier}", "", REUSED)
+    assert removed != REUSED
+    with pytest.raises(EmulationError, match=r"race on byte .* shared memory: .* no barrier"):
+        run_for_races(removed)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("y[threadIdx.x] = 1;", "of y: written by this thread and written by another block"),
+        ("y[threadIdx.x / 2] = 1;", "of y: written by thread .*, written by this one"),
+        ("y[threadIdx.x ^ 1] = threadIdx.x ? y[threadIdx.x] : 0;", "race on byte .* of y"),
+    ],
+)
+def test_races_in_global_memory_are_found(body, message):
+    with pytest.raises(EmulationError, match=message):
+        run_for_races(body, blocks=2)
 
 
 @pytest.mark.parametrize(

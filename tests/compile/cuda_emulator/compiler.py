@@ -32,14 +32,19 @@ _FLAGS = [
     _SANITIZE,
     "-fno-sanitize-recover=all",
 ]
+_RACES = ["-fsanitize=thread", "-DEMU_RACES"]
 _EXTERN_SHARED = re.compile(
     r"extern\s+__shared__\s+(?:__align__\(\d+\)\s*|alignas\(\d+\)\s*)?([\w ]+?)\s+(\w+)\s*\[\s*\];"
 )
 _ALIGNED_SHARED = re.compile(r"__shared__\s+alignas\(")
 
 
-def compile_kernels(source: str, kernels: Sequence[str], arch: int) -> ctypes.CDLL:
+def compile_kernels(
+    source: str, kernels: Sequence[str], arch: int, races: bool = False
+) -> ctypes.CDLL:
     """A library with `int emulate_<kernel>(const emu::Launch*, void** arguments)` for each kernel.
+
+    `races`: with a call of include/races.h at every access.
 
     Raises:
         EmulationError: g++ does not compile the source; the message has its first errors.
@@ -52,30 +57,31 @@ def compile_kernels(source: str, kernels: Sequence[str], arch: int) -> ctypes.CD
         for name in kernels
     ]
     text = "\n".join(['#include "emulator.h"', '#line 1 "kernel.cu"', text, *entries])
-    return _library(text, arch)
+    flags = [*_FLAGS, f"-D__CUDA_ARCH__={arch}0", *(_RACES if races else [])]
+    return _library(text, tuple(flags))
 
 
 @functools.cache
-def _library(text: str, arch: int) -> ctypes.CDLL:
+def _library(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     headers = "".join(path.read_text() for path in sorted(_INCLUDE.glob("*.h")))
-    key = hashlib.sha256("\n".join([text, headers, *_FLAGS, str(arch)]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([text, headers, *flags]).encode()).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"intswin-cuda-emulator-{getpass.getuser()}"
     library = folder / f"{key[:32]}.so"
     if not library.exists():
         folder.mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            os.replace(_compile(text, arch, Path(scratch)), library)
+            os.replace(_compile(text, flags, Path(scratch)), library)
     return ctypes.CDLL(str(library))
 
 
-def _compile(text: str, arch: int, scratch: Path) -> Path:
+def _compile(text: str, flags: tuple[str, ...], scratch: Path) -> Path:
     for stub in _STUBS:
         (scratch / stub).touch()
     (scratch / "kernel.cpp").write_text(text)
-    include = ["-I", str(_INCLUDE), "-I", str(scratch), f"-D__CUDA_ARCH__={arch}0"]
+    include = ["-I", str(_INCLUDE), "-I", str(scratch)]
     # In two steps: the link must not add the sanitizers' own libraries.
     commands = [
-        ["g++", *_FLAGS, *include, "-c", "kernel.cpp", "-o", "kernel.o"],
+        ["g++", *flags, *include, "-c", "kernel.cpp", "-o", "kernel.o"],
         ["g++", "-shared", "kernel.o", "-o", "kernel.so"],
     ]
     for command in commands:

@@ -27,6 +27,7 @@ def emulate(
     target: Target,
     arrays: Sequence[np.ndarray],
     outputs: int = 1,
+    races: bool = False,
 ) -> None:
     """Run a function scheduled for CUDA as a GPU would.
 
@@ -40,6 +41,8 @@ def emulate(
         arrays: one for each parameter, in order.
         outputs: how many of them, the last ones, are written: in place. What they hold before is
             not seen by the kernels.
+        races: also check every access to shared memory and to written arrays against the accesses
+            of other threads that no barrier orders before it; about five times slower.
 
     Raises:
         EmulationError: different results; an access outside of the arrays, a write to an input, a
@@ -47,23 +50,30 @@ def emulate(
             that is not emulated.
     """
     program = lower(func, target)
-    _run_twice(program, _arch(target), dict(zip(program.parameters, arrays, strict=True)), outputs)
+    named = dict(zip(program.parameters, arrays, strict=True))
+    _run_twice(program, _arch(target), named, outputs, races)
 
 
 def emulate_source(
-    source: str, launches: Sequence[Launch], arrays: dict[str, np.ndarray], outputs: int = 1
+    source: str,
+    launches: Sequence[Launch],
+    arrays: dict[str, np.ndarray],
+    outputs: int = 1,
+    races: bool = False,
 ) -> None:
     """Like `emulate` for CUDA source with `extern "C"` kernels; arrays are named as in launches."""
-    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), 90, arrays, outputs)
+    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), 90, arrays, outputs, races)
 
 
 def _arch(target: Target) -> int:
     return int("".join(c for c in str(target.attrs["arch"]) if c.isdigit()))
 
 
-def _run_twice(program: Program, arch: int, arrays: dict[str, np.ndarray], outputs: int) -> None:
+def _run_twice(
+    program: Program, arch: int, arrays: dict[str, np.ndarray], outputs: int, races: bool
+) -> None:
     kernels = sorted({launch.kernel for launch in program.launches})
-    library = compile_kernels(program.source, kernels, arch)
+    library = compile_kernels(program.source, kernels, arch, races)
     written = list(arrays)[len(arrays) - outputs :]
     with concurrent.futures.ThreadPoolExecutor() as executor:
         first, second = executor.map(

@@ -126,12 +126,22 @@ struct Fibers {
   }
 };
 
+static void watch_accesses() {
+  watch(__start_cuda_shared, __stop_cuda_shared - __start_cuda_shared, "static shared memory", true);
+  watch(dynamic_shared, dynamic_shared_bytes, "dynamic shared memory", true);
+  for (int i = 0; i < launch->region_count; ++i) {
+    const Region& region = launch->regions[i];
+    if (region.writable) watch(region.data, region.bytes, region.name, false);
+  }
+}
+
 static void create_threads(const Launch& l) {
   blockDim = {l.block[0], l.block[1], l.block[2]};
   gridDim = {l.grid[0], l.grid[1], l.grid[2]};
   unsigned count = l.block[0] * l.block[1] * l.block[2];
   threads.resize(count);
   warps.resize((count + 31) / 32);
+  warp_barriers.resize(warps.size());
   for (unsigned i = 0; i < count; ++i) {
     threads[i].number = i;
     threads[i].index = {i % l.block[0], i / l.block[0] % l.block[1], i / l.block[0] / l.block[1]};
@@ -147,6 +157,7 @@ __attribute__((noinline)) static void run_block() {
   for (Thread& t : threads) t.state = State::ready;
   for (Warp& w : warps) w.waiting = w.finished = 0;
   finished_count = barrier_count = 0;
+  ++block_serial;
   if (!_setjmp(scheduler)) resume(0);
   current = nullptr;
 }
@@ -156,6 +167,9 @@ static void run_blocks(Body body) {
   catch_faults();
   protect();
   allocate_dynamic_shared(launch->dynamic_shared);
+#ifdef EMU_RACES
+  watch_accesses();
+#endif
   async_poison = launch->poison;
   create_threads(*launch);
   Fibers<Body>::body = &body;

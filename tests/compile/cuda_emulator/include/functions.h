@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "races.h"
 #include "threads.h"
 
 #define __global__
@@ -96,7 +97,8 @@ static unsigned reduce(unsigned mask, unsigned value, const char* what, Reduce t
 static inline size_t __cvta_generic_to_shared(const void* p) { return emu::shared_address(p); }
 
 static inline void __syncwarp(unsigned mask = ~0u) {
-  emu::collective(mask, "__syncwarp", nullptr, [](void**, unsigned) {});
+  unsigned& passed = emu::warp_barriers[emu::current->number / 32];
+  emu::collective(mask, "__syncwarp", nullptr, [&passed](void**, unsigned) { ++passed; });
 }
 static inline unsigned __activemask() {
   const emu::Warp& warp = emu::warps[emu::current->number / 32];

@@ -8,7 +8,7 @@
 namespace emu {
 
 template <class A, class B>
-__attribute__((no_sanitize("undefined"), optimize("O3"))) static void mma_m16n8k32(void** all, unsigned mask) {
+__attribute__((no_sanitize("undefined", "thread"), optimize("O3"))) static void mma_m16n8k32(void** all, unsigned mask) {
   struct Operands {
     unsigned d[4], a[4], b[2];
   };
@@ -42,13 +42,16 @@ struct LdmatrixOperands {
 };
 
 template <int Count, bool Transposed>
-static void ldmatrix(void** all, unsigned mask) {
+EMU_UNCHECKED static void ldmatrix(void** all, unsigned mask) {
+  const Thread* lanes = &threads[current->number / 32 * 32];
   if (mask != ~0u) fail("ldmatrix: only lanes %#x of the warp", mask);
   for (int matrix = 0; matrix < Count; ++matrix) {
     uint16_t elements[8][8];
     for (int row = 0; row < 8; ++row) {
       unsigned address = ((LdmatrixOperands*)all[8 * matrix + row])->address;
-      memcpy(elements[row], shared_pointer(address, 16, "ldmatrix"), 16);
+      const char* from = shared_pointer(address, 16, "ldmatrix");
+      EMU_NOTE(lanes[8 * matrix + row], from, 16, false);
+      memcpy(elements[row], from, 16);
     }
     for (int i = 0; i < 32; ++i) {
       int row = i / 4, column = 2 * (i % 4);
@@ -61,18 +64,20 @@ static void ldmatrix(void** all, unsigned mask) {
 
 static unsigned char async_poison;
 
-static void start_copy(unsigned target, const void* source, int size, int bytes) {
+EMU_UNCHECKED static void start_copy(unsigned target, const void* source, int size, int bytes) {
   if ((uintptr_t)source % size) fail("cp.async: source not aligned to %d bytes", size);
   if (bytes < 0 || bytes > size) fail("cp.async: %d of %d bytes", bytes, size);
   Copy copy = {shared_pointer(target, size, "cp.async"), (const char*)source, bytes, size};
   // Until it is waited for, nobody may count on the old bytes, nor on the new ones.
+  EMU_NOTE(*current, copy.target, size, true);
   memset(copy.target, async_poison, size);
   current->copies.push_back(copy);
 }
 
-static void wait_for_copies(unsigned pending) {
+EMU_UNCHECKED static void wait_for_copies(unsigned pending) {
   while (current->groups.size() > pending) {
     for (const Copy& copy : current->groups.front()) {
+      EMU_NOTE(*current, copy.target, copy.size, true);
       memset(copy.target, 0, copy.size);
       memcpy(copy.target, copy.source, copy.bytes);
     }
@@ -176,31 +181,37 @@ static inline void cvt_pack_sat_u16_s32(R& d, unsigned a, unsigned b) {
   d = saturated(a, 0, 65535) << 16 | saturated(b, 0, 65535);
 }
 
+template <class... R>
+EMU_UNCHECKED static inline void load_shared(unsigned address, R&... r) {
+  const char* p = shared_pointer(address, 4 * sizeof...(R), "ld.shared");
+  EMU_NOTE(*current, p, 4 * sizeof...(R), false);
+  ((memcpy(&r, p, 4), p += 4), ...);
+}
+template <class... R>
+EMU_UNCHECKED static inline void store_shared(unsigned address, R... r) {
+  char* p = shared_pointer(address, 4 * sizeof...(R), "st.shared");
+  EMU_NOTE(*current, p, 4 * sizeof...(R), true);
+  ((memcpy(p, &r, 4), p += 4), ...);
+}
 template <class R>
 static inline void ld_shared_b32(R& r, unsigned address) {
-  memcpy(&r, shared_pointer(address, 4, "ld.shared"), 4);
+  load_shared(address, r);
 }
 template <class R>
 static inline void ld_shared_v2_b32(R& r0, R& r1, unsigned address) {
-  const char* p = shared_pointer(address, 8, "ld.shared");
-  memcpy(&r0, p, 4), memcpy(&r1, p + 4, 4);
+  load_shared(address, r0, r1);
 }
 template <class R>
 static inline void ld_shared_v4_b32(R& r0, R& r1, R& r2, R& r3, unsigned address) {
-  const char* p = shared_pointer(address, 16, "ld.shared");
-  memcpy(&r0, p, 4), memcpy(&r1, p + 4, 4), memcpy(&r2, p + 8, 4), memcpy(&r3, p + 12, 4);
+  load_shared(address, r0, r1, r2, r3);
 }
-static inline void st_shared_b32(unsigned address, unsigned r) {
-  memcpy(shared_pointer(address, 4, "st.shared"), &r, 4);
-}
+static inline void st_shared_b32(unsigned address, unsigned r) { store_shared(address, r); }
 static inline void st_shared_v2_b32(unsigned address, unsigned r0, unsigned r1) {
-  unsigned r[] = {r0, r1};
-  memcpy(shared_pointer(address, 8, "st.shared"), r, 8);
+  store_shared(address, r0, r1);
 }
 static inline void st_shared_v4_b32(unsigned address, unsigned r0, unsigned r1, unsigned r2,
                                     unsigned r3) {
-  unsigned r[] = {r0, r1, r2, r3};
-  memcpy(shared_pointer(address, 16, "st.shared"), r, 16);
+  store_shared(address, r0, r1, r2, r3);
 }
 
 }  // namespace ptx

@@ -53,6 +53,8 @@ static unsigned position;            // of the running thread in it
 static Thread* current;
 static unsigned finished_count, barrier_count;
 static jmp_buf scheduler;
+static unsigned barriers;                  // that the block passed
+static std::vector<unsigned> warp_barriers;  // that each warp passed: __syncwarp
 static char* message;
 static size_t message_size;
 
@@ -133,6 +135,7 @@ static void synchronize_block(int line) {
       t.state = State::ready;
     }
     barrier_count = 0;
+    ++barriers;
   }
   yield();
 }

@@ -1,0 +1,148 @@
+// Finds pairs of accesses to one byte, at least one a write, that no barrier orders. g++
+// -fsanitize=thread calls the functions at the end at every access (its own library is not linked).
+//
+// __syncthreads orders all threads of a block, __syncwarp those of a warp; shuffles and the other
+// warp instructions order nothing, and no two blocks are ordered. cp.async writes when it is issued
+// and when it is waited for.
+#pragma once
+
+#include <sys/mman.h>
+
+#include "threads.h"
+
+#define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
+
+namespace emu {
+
+struct Epoch {
+  unsigned block = 0, barriers = 0, warp_barriers = 0;
+  int thread = -1, warp = -1;  // kSeveral
+};
+
+struct Shadow {  // of a byte
+  Epoch writer, reader;
+  bool read_by_other_block = false, written_by_other_block = false;
+};
+
+struct Watched {
+  const char *begin, *end;
+  const char* name;
+  Shadow* shadow;
+  bool shared;  // memory of a block
+};
+
+static const int kSeveral = -2;
+static Watched watched[64];
+static int watched_count;
+static unsigned block_serial;
+
+static void watch(const void* begin, size_t bytes, const char* name, bool shared) {
+  if (!bytes || watched_count == 64) return;
+  size_t size = bytes * sizeof(Shadow);
+  void* shadow = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (shadow == MAP_FAILED) fail("no memory to watch %s", name);
+  watched[watched_count++] = {(const char*)begin, (const char*)begin + bytes, name,
+                              (Shadow*)shadow, shared};
+}
+
+EMU_UNCHECKED static bool ordered(const Epoch& before, const Epoch& now) {
+  if (before.thread == now.thread || before.barriers != now.barriers) return true;
+  return before.warp == now.warp && before.warp_barriers != now.warp_barriers;
+}
+
+[[noreturn]] static void race(const Watched& w, const char* address, const char* first,
+                              const Epoch& other, const char* second) {
+  if (other.thread < 0) {
+    fail("race on byte %td of %s: %s by several threads, %s by this one, and no barrier between",
+         address - w.begin, w.name, first, second);
+  }
+  const uint3& t = threads[other.thread].index;
+  fail("race on byte %td of %s: %s by thread (%u, %u, %u), %s by this one, and no barrier between",
+       address - w.begin, w.name, first, t.x, t.y, t.z, second);
+}
+
+EMU_UNCHECKED static void enter_block(const Watched& w, const char* address, Shadow& s, bool write) {
+  unsigned last = s.writer.block > s.reader.block ? s.writer.block : s.reader.block;
+  if (last != block_serial) {
+    if (!w.shared) {
+      s.read_by_other_block |= s.reader.block != 0;
+      s.written_by_other_block |= s.writer.block != 0;
+    }
+    s.reader = s.writer = Epoch();
+  }
+  if (s.written_by_other_block || (write && s.read_by_other_block)) {
+    fail("race on byte %td of %s: %s by this thread and %s by another block", address - w.begin,
+         w.name, write ? "written" : "read", s.written_by_other_block ? "written" : "read");
+  }
+}
+
+EMU_UNCHECKED static void note(const Thread& thread, const void* pointer, unsigned bytes, bool write) {
+  const char* p = (const char*)pointer;
+  for (int i = 0; i < watched_count; ++i) {
+    const Watched& w = watched[i];
+    if (p < w.begin || p >= w.end) continue;
+    int warp = thread.number / 32;
+    Epoch now;
+    now.block = block_serial, now.barriers = barriers, now.warp_barriers = warp_barriers[warp];
+    now.thread = thread.number, now.warp = warp;
+    for (const char* byte = p; byte < p + bytes && byte < w.end; ++byte) {
+      Shadow& s = w.shadow[byte - w.begin];
+      enter_block(w, byte, s, write);
+      if (s.writer.block && !ordered(s.writer, now)) {
+        race(w, byte, "written", s.writer, write ? "written" : "read");
+      }
+      Epoch& r = s.reader;
+      if (write) {
+        if (r.block && r.barriers == barriers && !ordered(r, now)) {
+          race(w, byte, "read", r, "written");
+        }
+        s.writer = now;
+      } else if (!r.block || r.barriers != barriers) {
+        r = now;
+      } else if (r.warp != warp) {
+        r.warp = r.thread = kSeveral;
+      } else if (r.warp_barriers != now.warp_barriers) {
+        r = now;
+      } else if (r.thread != now.thread) {
+        r.thread = kSeveral;
+      }
+    }
+    return;
+  }
+}
+
+}  // namespace emu
+
+#ifdef EMU_RACES
+#define EMU_NOTE(THREAD, POINTER, BYTES, WRITE) emu::note(THREAD, POINTER, BYTES, WRITE)
+#define EMU_ACCESS(NAME, BYTES, WRITE)                                                         \
+  extern "C" __attribute__((visibility("hidden"), used)) EMU_UNCHECKED void NAME(void* p) {    \
+    if (emu::current) emu::note(*emu::current, p, BYTES, WRITE);                               \
+  }
+#define EMU_ACCESSES(BYTES)                                                                    \
+  EMU_ACCESS(__tsan_read##BYTES, BYTES, false)                                                 \
+  EMU_ACCESS(__tsan_write##BYTES, BYTES, true)                                                 \
+  EMU_ACCESS(__tsan_unaligned_read##BYTES, BYTES, false)                                       \
+  EMU_ACCESS(__tsan_unaligned_write##BYTES, BYTES, true)
+EMU_ACCESSES(1)
+EMU_ACCESSES(2)
+EMU_ACCESSES(4)
+EMU_ACCESSES(8)
+EMU_ACCESSES(16)
+#define EMU_RANGE(NAME, WRITE)                                                                 \
+  extern "C" __attribute__((visibility("hidden"), used)) EMU_UNCHECKED void NAME(void* p,      \
+                                                                                size_t bytes) { \
+    if (emu::current) emu::note(*emu::current, p, bytes, WRITE);                               \
+  }
+EMU_RANGE(__tsan_read_range, false)
+EMU_RANGE(__tsan_write_range, true)
+#define EMU_IGNORED(NAME) \
+  extern "C" __attribute__((visibility("hidden"), used)) EMU_UNCHECKED void NAME(void*) {}
+EMU_IGNORED(__tsan_init)
+EMU_IGNORED(__tsan_func_entry)
+EMU_IGNORED(__tsan_func_exit)
+EMU_IGNORED(__tsan_vptr_update)
+#else
+#define EMU_NOTE(THREAD, POINTER, BYTES, WRITE) ((void)0)
+#endif
