@@ -31,13 +31,17 @@ class Worker:
         self._task = task
         log = task.path(f"{task.competitor.name}_{step}.log")
         module = importlib.import_module(task.competitor.module)
+        environment = {**os.environ, **module.environment(task.threads)}
+        if step == "prepare":
+            # Several prepare at a time, and threads that spin at barriers starve the others'.
+            environment["OMP_WAIT_POLICY"] = "PASSIVE"
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "intswin.compile.peers.worker", step, task.to_json()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **module.environment(task.threads)},
+                env=environment,
             )
         self._buffer = b""
 
