@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import getpass
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cuda_emulator.errors import EmulationError
@@ -56,37 +58,70 @@ def compile_kernels(
         f"{{ return emu::run(*launch, {name}, arguments); }}"
         for name in kernels
     ]
-    text = "\n".join(['#include "emulator.h"', '#line 1 "kernel.cu"', text, *entries])
-    flags = [*_FLAGS, f"-D__CUDA_ARCH__={arch}0", *(_RACES if races else [])]
-    return _library(text, tuple(flags))
+    text = "\n".join(
+        [
+            '#include "emulator.h"',
+            f"#define __CUDA_ARCH__ {arch}0",
+            '#line 1 "kernel.cu"',
+            text,
+            *entries,
+        ]
+    )
+    return _library(text, (*_FLAGS, *(_RACES if races else [])))
 
 
 @functools.cache
 def _library(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    headers = "".join(path.read_text() for path in sorted(_INCLUDE.glob("*.h")))
-    key = hashlib.sha256("\n".join([text, headers, *flags]).encode()).hexdigest()
-    folder = Path(tempfile.gettempdir()) / f"intswin-cuda-emulator-{getpass.getuser()}"
-    library = folder / f"{key[:32]}.so"
+    headers = _folder() / f"headers-{_key(_headers(), *flags)}"
+    if not headers.exists():
+        _make(headers, lambda scratch: _precompile(scratch, flags))
+    library = _folder() / f"{_key(text, headers.name)}.so"
     if not library.exists():
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            os.replace(_compile(text, flags, Path(scratch)), library)
+        _make(library, lambda scratch: _compile(text, flags, headers, scratch))
     return ctypes.CDLL(str(library))
 
 
-def _compile(text: str, flags: tuple[str, ...], scratch: Path) -> Path:
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"intswin-cuda-emulator-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _headers() -> str:
+    return "".join(path.read_text() for path in sorted(_INCLUDE.glob("*.h")))
+
+
+def _make(path: Path, build: Callable[[Path], Path]) -> None:
+    """`path` from what `build` makes in a scratch folder; another process may be as fast."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = build(Path(scratch))
+        with contextlib.suppress(OSError):  # a folder that is there is not replaced
+            os.replace(built, path)
+
+
+def _precompile(scratch: Path, flags: tuple[str, ...]) -> Path:
+    """A folder of the headers, precompiled: they cost more than most kernels."""
+    shutil.copytree(_INCLUDE, scratch / "headers")
     for stub in _STUBS:
-        (scratch / stub).touch()
+        (scratch / "headers" / stub).touch()
+    _run(["g++", *flags, "-x", "c++-header", "emulator.h"], scratch / "headers")
+    return scratch / "headers"
+
+
+def _compile(text: str, flags: tuple[str, ...], headers: Path, scratch: Path) -> Path:
     (scratch / "kernel.cpp").write_text(text)
-    include = ["-I", str(_INCLUDE), "-I", str(scratch)]
     # In two steps: the link must not add the sanitizers' own libraries.
-    commands = [
-        ["g++", *flags, *include, "-c", "kernel.cpp", "-o", "kernel.o"],
-        ["g++", "-shared", "kernel.o", "-o", "kernel.so"],
-    ]
-    for command in commands:
-        result = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        if result.returncode:
-            errors = [line for line in result.stderr.splitlines() if "error" in line]
-            raise EmulationError("g++: " + "; ".join(errors[:3] or result.stderr.splitlines()[:3]))
+    _run(["g++", *flags, "-I", str(headers), "-c", "kernel.cpp", "-o", "kernel.o"], scratch)
+    _run(["g++", "-shared", "kernel.o", "-o", "kernel.so"], scratch)
     return scratch / "kernel.so"
+
+
+def _run(command: list[str], folder: Path) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if "error" in line]
+        raise EmulationError("g++: " + "; ".join(errors[:3] or result.stderr.splitlines()[:3]))
