@@ -21,25 +21,46 @@ _CPU_TARGETS: dict[str, dict[str, Any]] = {
     "llvm-x86-64-v3": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
     "llvm-aarch64": {"mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon"]},
 }
-_CUDA_NAMES = ("cuda-v100", "cuda-t4", "cuda-a100", "cuda-rtx4090", "cuda-h100")
+# The card's compute capability, the most shared memory that a block may ask for (dynamic; the
+# CUDA C++ Programming Guide's table of compute capabilities) and the L2 cache, in bytes.
+_CUDA_TARGETS: dict[str, tuple[str, int, int]] = {
+    "cuda-v100": ("sm_70", 96 * 1024, 6 << 20),
+    "cuda-t4": ("sm_75", 64 * 1024, 4 << 20),
+    "cuda-a100": ("sm_80", 163 * 1024, 40 << 20),
+    "cuda-rtx4090": ("sm_89", 99 * 1024, 72 << 20),
+    "cuda-h100": ("sm_90a", 227 * 1024, 50 << 20),
+}
+# The CPU beside a GPU only launches kernels: code for any x86-64 CPU is as fast as its own.
+_CUDA_HOST = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"}
 
-TARGET_NAMES = ("llvm", *_CPU_TARGETS, *_CUDA_NAMES)
+TARGET_NAMES = ("llvm", *_CPU_TARGETS, *_CUDA_TARGETS)
 
 
 def get_target(name: str) -> Target:
     """The TVM target called `name`; "llvm" is the CPU of this machine.
 
     Raises:
-        IntswinError: no such name, or a GPU target, which cannot be compiled for yet.
+        IntswinError: no such name.
     """
-    if name in _CUDA_NAMES:
-        usable = ", ".join(n for n in TARGET_NAMES if n not in _CUDA_NAMES)
-        raise IntswinError(f"target {name} is not available yet; available: {usable}")
     if name == "llvm":
         host = {"mtriple": codegen.llvm_get_system_triple(), "mcpu": codegen.llvm_get_system_cpu()}
         return Target({"kind": "llvm", **host, "num-cores": usable_cores()})
     if name in _CPU_TARGETS:
         return Target({"kind": "llvm", **_CPU_TARGETS[name], "num-cores": _CROSS_CORES})
+    if name in _CUDA_TARGETS:
+        arch, shared_memory, l2_cache = _CUDA_TARGETS[name]
+        return Target(
+            {
+                "kind": "cuda",
+                "arch": arch,
+                "max_threads_per_block": 1024,
+                "max_shared_memory_per_block": shared_memory,
+                "thread_warp_size": 32,
+                "registers_per_block": 65536,
+                "l2_cache_size_bytes": l2_cache,
+                "host": _CUDA_HOST,
+            }
+        )
     raise IntswinError(f"unknown target {name!r}; known: {', '.join(TARGET_NAMES)}")
 
 
@@ -51,6 +72,21 @@ def has_vnni(target: Target) -> bool:
 def has_avx2(target: Target) -> bool:
     """Whether `target` has 256-bit integer vectors."""
     return _has_features(target, ["avx2"])
+
+
+def is_cuda(target: Target) -> bool:
+    """Whether `target` is an NVIDIA GPU."""
+    return target.kind.name == "cuda"
+
+
+def cuda_arch(target: Target) -> int:
+    """The compute capability of a CUDA target: 70, 75, 80, 89 or 90 (also for sm_90a)."""
+    return int(str(target.attrs["arch"]).removeprefix("sm_").rstrip("af"))
+
+
+def has_mma(target: Target) -> bool:
+    """Whether `target` multiplies int8 by tensor cores in steps of m16n8k32 (mma.sync)."""
+    return is_cuda(target) and cuda_arch(target) >= 80
 
 
 def check_versions() -> None:

@@ -26,10 +26,29 @@ def test_unknown_name_lists_the_known():
         targets.get_target("gpu")
 
 
-@pytest.mark.parametrize("name", [n for n in targets.TARGET_NAMES if n.startswith("cuda")])
-def test_cuda_is_reserved(name):
-    with pytest.raises(IntswinError, match=f"target {name} is not available yet"):
-        targets.get_target(name)
+@pytest.mark.parametrize(
+    ("name", "arch", "number", "mma"),
+    [
+        ("cuda-v100", "sm_70", 70, False),
+        ("cuda-t4", "sm_75", 75, False),
+        ("cuda-a100", "sm_80", 80, True),
+        ("cuda-rtx4090", "sm_89", 89, True),
+        ("cuda-h100", "sm_90a", 90, True),
+    ],
+)
+def test_cuda_targets(name, arch, number, mma):
+    target = targets.get_target(name)
+    assert targets.is_cuda(target)
+    assert str(target.attrs["arch"]) == arch
+    assert targets.cuda_arch(target) == number
+    assert targets.has_mma(target) is mma
+    assert target.host.kind.name == "llvm"
+    assert not targets.has_avx2(target)
+
+
+def test_cpu_targets_are_not_cuda():
+    assert not targets.is_cuda(targets.get_target("llvm-x86-64-v3"))
+    assert not targets.has_mma(targets.get_target("llvm-x86-64-v3"))
 
 
 def test_versions(monkeypatch):
