@@ -6,7 +6,9 @@ import tvm
 from tvm import relax
 from tvm.target import Target, codegen
 
+from cuda_emulator import emulate_network
 from intswin.compile.build import build
+from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.targets import get_target, has_avx2
 
 # Those whose code this CPU can run; "plain" is this machine without any vector extension that the
@@ -42,3 +44,10 @@ def compile_operator(case, batch, target_name):
     executable = build(emit_operator(case, batch, target), target)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     return lambda *arrays: machine["main"](*map(tvm.runtime.tensor, arrays)).numpy()
+
+
+def emulate_operator(case, target_name, inputs):
+    """What the operator's default CUDA kernel makes of the inputs; races are errors."""
+    target = get_target(target_name)
+    mod = apply_default_schedules(emit_operator(case, len(inputs[0]), target), target)
+    return emulate_network(mod, target, *inputs, races=True)

@@ -49,7 +49,17 @@ def emulate(
             misaligned access; a barrier or warp instruction that not all threads reach; anything
             that is not emulated.
     """
-    program = lower(func, target)
+    emulate_program(lower(func, target), target, arrays, outputs, races)
+
+
+def emulate_program(
+    program: Program,
+    target: Target,
+    arrays: Sequence[np.ndarray],
+    outputs: int = 1,
+    races: bool = False,
+) -> None:
+    """Like `emulate` for a function that was lowered before."""
     named = dict(zip(program.parameters, arrays, strict=True))
     _run_twice(program, _arch(target), named, outputs, races)
 
