@@ -180,6 +180,11 @@ def test_mistakes_are_found(body, message):
         run(body, {"x": zeros(32), "y": zeros(32)}, dynamic_shared=64)
 
 
+def test_registers_are_not_zero_by_accident():
+    y = run("int sums[2]; y[threadIdx.x] = sums[threadIdx.x % 2];", {"y": zeros(32)})
+    assert (y != 0).all()
+
+
 def test_unaligned_size_ends_in_a_canary():
     with pytest.raises(EmulationError, match="wrote outside of y: byte 33 of 33"):
         run("y[threadIdx.x] = 0;", {"y": zeros(33, dtype="int8")}, 34)

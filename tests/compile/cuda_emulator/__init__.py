@@ -1,7 +1,13 @@
 """Runs kernels scheduled for CUDA on a machine without a GPU.
 
-The CUDA C++ that TVM generates is compiled by g++ against `include/emulator.h` and executed: blocks
-one after another, the threads of a block as fibers. See `emulate` for what is found.
+The CUDA C++ that TVM generates is compiled by g++ (12 or newer) against `include/emulator.h` and
+executed in a process of its own: blocks one after another, the threads of a block as fibers. Inline
+PTX is emulated instruction by instruction (include/ptx.h). `emulate` says what is found.
+
+Not found: an access outside of one shared array but inside shared memory; a read less than a page
+in front of an array; a misaligned access at a constant offset; what ptxas or the hardware limits
+(registers, size of shared memory). Clusters, TMA, wgmma and memory ordering between blocks are not
+emulated. Libraries are kept in the temporary folder, by the hash of their source.
 """
 
 from cuda_emulator.emulate import emulate, emulate_source

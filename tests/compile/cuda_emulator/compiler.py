@@ -30,6 +30,7 @@ _FLAGS = [
     # A call of the barrier runs other threads: nothing may be concluded from its own code.
     *("-fno-ipa-reference", "-fno-ipa-modref", "-fno-ipa-pure-const", "-fno-ipa-ra"),
     "-U_FORTIFY_SOURCE",  # it forbids longjmp between stacks
+    "-ftrivial-auto-var-init=pattern",  # fresh stacks hold zeros, unlike a GPU's registers
     "-w",
     _SANITIZE,
     "-fno-sanitize-recover=all",

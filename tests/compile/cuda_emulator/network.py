@@ -38,13 +38,13 @@ def emulate_network(
     programs: dict[str, Program] = {}
 
     def value_of(expr: relax.Expr) -> np.ndarray:
-        if isinstance(expr, relax.Constant):
-            return expr.data.numpy()
+        if isinstance(expr, tvm.ir.GenericConst):
+            return expr.value.numpy()
         return next(array for var, array in values if var.same_as(expr))
 
     def result_of(binding: relax.VarBinding) -> np.ndarray:
         call = binding.value
-        if isinstance(call, relax.Var):
+        if isinstance(call, tvm.ir.Var):
             return value_of(call)
         shape = tuple(int(extent) for extent in binding.var.ty.shape)
         if call.op == tvm.ir.Op.get("relax.reshape"):
