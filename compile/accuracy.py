@@ -54,7 +54,7 @@ def evaluate_artifact(
         IntswinError: the artifact does not run here, or the data does not fit it.
     """
     runtime.check_runs_here(stored)
-    machine = runtime.CompiledNetwork(stored.library, stored.metadata)
+    machine = runtime.open_network(stored.library, stored.metadata)
     graph = stored.graph()
     images = open_labeled(data, machine.preprocess, limit)
     columns = columns_of(images, stored.metadata)

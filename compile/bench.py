@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from intswin.compile import host_cpu, runtime
+from intswin.compile.compiled_network import Network
 from intswin.compile.tvm_runtime import VirtualMachine, aligned_empty, use_all_cores
 from intswin.models.errors import IntswinError
 
@@ -135,7 +136,7 @@ def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
                 network=options.network, activation=name, target=options.target, batch=options.batch
             )
             compiled = compile_network(fields, lambda step, name=name: progress(f"{name}: {step}"))
-            network = runtime.CompiledNetwork(compiled.library, compiled.metadata)
+            network = runtime.open_network(compiled.library, compiled.metadata)
             variants[name] = _integer_variant(name, network)
     float_names = [name for name in options.variants if name in FLOAT]
     if float_names:
@@ -152,7 +153,7 @@ def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
     return [variants[name] for name in options.variants]
 
 
-def _integer_variant(name: str, network: runtime.CompiledNetwork) -> Variant:
+def _integer_variant(name: str, network: Network) -> Variant:
     images = _images(network.batch, network.preprocess.image_size)
     return Variant(name, lambda: network(images), lambda: network.kernel_times(images))
 

@@ -63,7 +63,7 @@ def evaluate(
     )
     images = open_labeled(data, network.preprocess, limit)
     columns = columns_of(images, compiled.metadata)
-    machine = runtime.CompiledNetwork(compiled.library, compiled.metadata)
+    machine = runtime.open_network(compiled.library, compiled.metadata)
     forms = {
         "float torch" if network.model is not None else "float": lambda x: pipeline.float_logits(
             network, x

@@ -9,13 +9,14 @@ libraries only: tvm_ffi, imported here with torch hidden, and libtvm_runtime.so.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import numpy as np
 from intswin.compile.host_cpu import usable_cores
 from intswin.models.errors import IntswinError
 
-CPU = 1  # kDLCPU
+CPU, CUDA = 1, 2  # kDLCPU, kDLCUDA
 POOLED_ALLOCATOR = 2
+_NO_INSTRUMENT = "ffi.Array"  # a function of TVM that takes anything and does next to nothing
 ALIGNMENT = 64  # bytes; TVM's generated code loads its arguments with aligned vector instructions
 
 
@@ -36,20 +38,9 @@ class VirtualMachine:
     """
 
     def __init__(self, library: bytes) -> None:
-        tvm_ffi = _load_runtime()
-        # dlopen keeps the mapping, so the file may go as soon as it is loaded.
-        try:
-            with tempfile.TemporaryDirectory(prefix="intswin-") as folder:
-                path = Path(folder) / "library.so"
-                path.write_bytes(library)
-                module = tvm_ffi.load_module(path)
-        except OSError as error:
-            raise IntswinError(
-                f"cannot unpack the library to {tempfile.gettempdir()}: {error.strerror or error}"
-            ) from error
+        tvm_ffi = load_runtime()
+        self._machine = load_executable(library)
         self._from_dlpack = tvm_ffi.from_dlpack
-        self._convert_function = tvm_ffi.convert
-        self._machine = module["vm_load_executable"]()
         self._machine["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
         self._main = self._machine["main"]
 
@@ -74,12 +65,43 @@ class VirtualMachine:
                 times.append((str(name), now - started))
             return 0
 
-        self._machine["set_instrument"](self._convert_function(around))
-        try:
+        with instrumented(self._machine, around):
             self.main(array)
-        finally:
-            self._machine["set_instrument"](self._convert_function(lambda *_: 0))
         return times
+
+
+@contextlib.contextmanager
+def instrumented(machine: Any, around: Callable[..., int]) -> Iterator[None]:
+    """Let a Relax executable call `around(function, name, before, result, *arguments)`.
+
+    It is called before and after every kernel and built-in function inside; 0 means: go on.
+    """
+    machine["set_instrument"](load_runtime().convert(around))
+    try:
+        yield
+    finally:
+        # An instrument cannot be removed, and one in Python would slow every later call.
+        machine["set_instrument"](load_runtime().get_global_func(_NO_INSTRUMENT))
+
+
+def load_executable(library: bytes) -> Any:
+    """The Relax executable in a shared library, not initialized.
+
+    Raises:
+        IntswinError: there is no space to unpack the library.
+    """
+    tvm_ffi = load_runtime()
+    # dlopen keeps the mapping, so the file may go as soon as it is loaded.
+    try:
+        with tempfile.TemporaryDirectory(prefix="intswin-") as folder:
+            path = Path(folder) / "library.so"
+            path.write_bytes(library)
+            module = tvm_ffi.load_module(path)
+    except OSError as error:
+        raise IntswinError(
+            f"cannot unpack the library to {tempfile.gettempdir()}: {error.strerror or error}"
+        ) from error
+    return module["vm_load_executable"]()
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -101,19 +123,38 @@ def use_all_cores() -> None:
 
 
 @functools.cache
-def _load_runtime() -> Any:
+def load_runtime() -> Any:
     """The module tvm_ffi, with libtvm_runtime.so loaded into the process."""
     use_all_cores()
     with _torch_hidden():
         import tvm_ffi  # noqa: PLC0415
     from tvm_ffi.libinfo import load_lib_ctypes  # noqa: PLC0415
 
+    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[_library_folder()])
+    return tvm_ffi
+
+
+@functools.cache
+def load_cuda_runtime() -> Any:
+    """The module tvm_ffi, with TVM's CUDA runtime; libcuda and libcudart are loaded already.
+
+    Raises:
+        IntswinError: TVM's library does not load with them.
+    """
+    tvm_ffi = load_runtime()
+    path = _library_folder() / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise IntswinError(f"TVM's CUDA runtime cannot be loaded: {error}") from error
+    return tvm_ffi
+
+
+def _library_folder() -> Path:
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
         raise IntswinError("the package apache-tvm is not installed; pip install intswin again")
-    folder = Path(spec.origin).parent / "lib"
-    load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder])
-    return tvm_ffi
+    return Path(spec.origin).parent / "lib"
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ def test_another_batch_is_refused(network):
     [
         ({"machine": "riscv64"}, "is for riscv64 and this machine is"),
         ({"features": ["sse2", "made_up_512"]}, "this CPU lacks made_up_512"),
-        ({"kind": "cuda", "name": "cuda-v100"}, "it runs on a GPU"),
+        ({"kind": "cuda", "name": "cuda-v100"}, "it has no NVIDIA driver|no GPU|its code is for"),
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instruction sets")

@@ -1,0 +1,438 @@
+"""Run a CUDA artifact: NumPy images, or tensors that are on the GPU already.
+
+Tensors of other libraries come in and go out by DLPack, without a copy. Kernels are launched into
+the caller's stream, so a call returns before they have run, and the caller's own CUDA graph can
+record it. Memory between the layers comes from TVM's pool: after the first call, or the first
+after a capture, no call allocates on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from intswin.compile import cuda_driver
+from intswin.compile.compiled_network import KernelTimes, Network
+from intswin.compile.cuda_driver import CudaRuntime
+from intswin.compile.tvm_runtime import (
+    CPU,
+    CUDA,
+    POOLED_ALLOCATOR,
+    instrumented,
+    load_cuda_runtime,
+    load_executable,
+)
+from intswin.models.errors import IntswinError
+
+_ALIGNMENT = 16  # bytes; kernels load 16 at once
+_BUILTIN = "vm.builtin."
+_REPEATS = 20  # launches of a kernel in the graph that times it
+_REPLAYS = 5
+
+
+# The target that suits a GPU best: the newest whose code it runs.
+_TARGETS = {(7, 0): "v100", (7, 5): "t4", (8, 0): "a100", (8, 9): "rtx4090", (9, 0): "h100"}
+
+
+def check_runs_here(target: dict[str, Any], device: int = 0) -> tuple[str, str]:
+    """Why GPU `device` cannot run an artifact, and the target that it could run.
+
+    Args:
+        target: "target" of the artifact's metadata.
+        device: index of the GPU.
+
+    Returns:
+        the reason, empty when there is none, and a name of `targets.TARGET_NAMES`.
+
+    Raises:
+        IntswinError: there is no usable GPU.
+    """
+    try:
+        capability = cuda_driver.gpu(device).capability
+    except IntswinError as error:
+        return str(error), "llvm"
+    # By PTX cuda-v100 runs on all of them; machine code runs on its own major version.
+    fitting = max(
+        (c for c in _TARGETS if c[0] == capability[0] and c <= capability), default=(7, 0)
+    )
+    reason = cuda_driver.cannot_run(target["arch"], target.get("ptx"), capability)
+    return reason, f"cuda-{_TARGETS[fitting]}"
+
+
+class CudaNetwork(Network):
+    """A network on a GPU; made by `runtime.load`.
+
+    It may be called from several threads; calls from different streams run one after the other,
+    because they share the memory between the layers.
+    """
+
+    def __init__(
+        self, library: bytes, metadata: dict[str, Any], device: int = 0, cuda_graph: bool = True
+    ) -> None:
+        """Put the weights on the GPU `device`.
+
+        Args:
+            library: of the artifact.
+            metadata: of the artifact.
+            device: index.
+            cuda_graph: run NumPy images by one graph, not by a launch for each kernel.
+
+        Raises:
+            IntswinError: no usable GPU, or its memory does not suffice.
+        """
+        super().__init__(metadata)
+        self.device = device
+        self._lock = threading.RLock()
+        self._cuda = cuda_driver.runtime(device)
+        self._ffi = load_cuda_runtime()
+        self._cuda.use_device()
+        self._device = self._ffi.device("cuda", device)
+        self._order = _order(device)
+        self._kept: list[Any] = []  # memory that the caller's graphs use
+        self._recorded: CapturedCall | None = None
+        self._cuda_graph = cuda_graph
+        with self._explained():
+            self._machine = load_executable(library)
+            allocator = POOLED_ALLOCATOR
+            self._machine["vm_initialization"](CUDA, device, allocator, CPU, 0, allocator)
+            self._main = self._machine["main"]
+            self._stream = self._cuda.new_stream()
+            self._input = self._empty((self.batch, *self._image_shape), "uint8")
+
+    def __call__(self, images: Any, stream: Any = None) -> Any:
+        """Logits of exactly the compiled batch.
+
+        Args:
+            images: uint8 (batch, size, size, 3), RGB: a NumPy array, or a tensor of this GPU with
+                DLPack (torch, CuPy, ...), contiguous, which is read in place.
+            stream: for a tensor: a CUDA stream of torch or CuPy or its address; None for the
+                current one of the tensor's library. The logits are complete in its order.
+
+        Returns:
+            int32 (batch, classes): a NumPy array for one, else a tensor of the same library.
+
+        Raises:
+            IntswinError: another shape, dtype or device, memory that is not contiguous, or too
+                little memory on the GPU.
+        """
+        if isinstance(images, np.ndarray):
+            self._check_batch(images)
+            return self._run_on_host(images)
+        tensor = self._imported(images)
+        address = _address(images, stream, self._ffi)
+        with self._lock, self._explained():
+            self._cuda.use_device()
+            logits = self._launch(tensor, address)
+        return _exported(logits, images)
+
+    def capture(self, images: Any = None) -> CapturedCall:
+        """Record one call as a CUDA graph.
+
+        Args:
+            images: a tensor as `__call__` takes it, whose memory each replay reads; None: the
+                recorded call has memory of its own, a DLPack tensor `images`.
+
+        Raises:
+            IntswinError: as `__call__`.
+        """
+        tensor = self._imported(images) if images is not None else None
+        with self._lock, self._explained():
+            self._cuda.use_device()
+            if tensor is None:
+                tensor = self._empty((self.batch, *self._image_shape), "uint8")
+            like = images if images is not None else tensor
+            return self._capture(tensor, like)
+
+    def kernel_times(self, images: np.ndarray) -> KernelTimes:
+        """Seconds of each kernel of one call, in execution order; `images` as in `__call__`.
+
+        Each kernel runs some times in a row, recorded as a graph: its inputs are in the L2 cache
+        where they fit, and the gap between two kernels of a graph is part of its time.
+        """
+        self._check_batch(images)
+        times: KernelTimes = []
+
+        def after(function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+            if not before and not str(name).startswith(_BUILTIN):
+                times.append((str(name), self._time(lambda: function(*arguments))))
+            return 0
+
+        with self._lock, self._explained():
+            self._cuda.use_device()
+            self._copy_in(self._input, images)
+            with instrumented(self._machine, after):
+                self._launch(self._input, self._stream)
+            self._cuda.synchronize(self._stream)
+        return times
+
+    def _run_on_host(self, images: np.ndarray) -> np.ndarray:
+        logits = np.empty((self.batch, len(self.classes)), np.int32)
+        with self._lock, self._explained():
+            self._cuda.use_device()
+            if self._cuda_graph and self._recorded is None:
+                self._recorded = self._capture(self._input, self._input)
+            self._copy_in(self._input, images)
+            if self._recorded is not None:
+                self._recorded.replay(self._stream)
+                result = self._recorded.logits
+            else:
+                result = self._launch(self._input, self._stream)
+            self._cuda.copy_out(logits.ctypes.data, result.data_ptr(), logits.nbytes, self._stream)
+            self._cuda.synchronize(self._stream)
+        return logits
+
+    def _launch(self, tensor: Any, stream: int) -> Any:
+        """Put the kernels of one call into a stream; the output is TVM's tensor."""
+        with self._ffi.use_raw_stream(self._device, stream):
+            if not self._cuda.is_capturing(stream):
+                with self._order.turn(stream):
+                    return self._main(tensor)
+            # A graph goes on using its memory when nothing here refers to it any more.
+            with instrumented(self._machine, _keeper(self._kept)):
+                logits = self._main(tensor)
+            self._kept.append(logits)
+            return logits
+
+    def _capture(self, tensor: Any, like: Any) -> CapturedCall:
+        self._order.wait()
+        self._launch(tensor, self._stream)  # loads the kernels, and fills the pool
+        self._cuda.synchronize(self._stream)
+        kept: list[Any] = [tensor]
+        with (
+            _recording(self._cuda, self._stream) as finish,
+            self._ffi.use_raw_stream(self._device, self._stream),
+            instrumented(self._machine, _keeper(kept)),
+        ):
+            logits = self._main(tensor)
+            graph = finish()
+        kept.append(logits)
+        return CapturedCall(like, _exported(logits, like), self, graph, kept)
+
+    def _time(self, kernel: Callable[[], Any]) -> float:
+        """Seconds of a kernel that was launched into our stream, which is being timed alone."""
+        cuda, stream = self._cuda, self._stream
+        cuda.synchronize(stream)
+        with _recording(cuda, stream) as finish:
+            for _ in range(_REPEATS):
+                kernel()
+            graph = finish()
+        events = [cuda.new_event() for _ in range(_REPLAYS + 1)]
+        cuda.launch_graph(graph, stream)
+        cuda.record(events[0], stream)
+        for event in events[1:]:
+            cuda.launch_graph(graph, stream)
+            cuda.record(event, stream)
+        cuda.synchronize(stream)
+        spans = [cuda.seconds(*pair) for pair in itertools.pairwise(events)]
+        cuda.free_graph(graph)
+        for event in events:
+            cuda.free_event(event)
+        return float(np.median(spans)) / _REPEATS
+
+    def _copy_in(self, tensor: Any, images: np.ndarray) -> None:
+        # From memory that is not pinned, the copy has left it when this returns.
+        images = np.ascontiguousarray(images)
+        self._cuda.copy_in(tensor.data_ptr(), images.ctypes.data, images.nbytes, self._stream)
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        return allocate(self._ffi.Shape(shape), self._ffi.dtype(dtype), self._device, None)
+
+    def _imported(self, images: Any) -> Any:
+        """TVM's view of a tensor of another library, checked."""
+        wanted = (self.batch, *self._image_shape)
+        if not hasattr(images, "__dlpack__"):
+            raise IntswinError(
+                f"this network takes NumPy arrays and tensors with DLPack (torch, CuPy), "
+                f"and got {type(images).__name__}"
+            )
+        try:
+            kind, index = (int(number) for number in images.__dlpack_device__())
+        except (BufferError, ValueError) as error:
+            raise IntswinError(f"the tensor cannot be read through DLPack: {error}") from error
+        if (kind, index) != (CUDA, self.device):
+            where = {CPU: "in the CPU's memory", CUDA: f"on GPU {index}"}
+            raise IntswinError(
+                f"the tensor is {where.get(kind, f'on a device of kind {kind}')} and the network "
+                f"on GPU {self.device}; move it there, or pass a NumPy array"
+            )
+        tensor = self._ffi.from_dlpack(_capsule(images))
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype)
+        if (shape, dtype) != (wanted, "uint8"):
+            raise IntswinError(f"the tensor is {dtype} {shape}; this network takes uint8 {wanted}")
+        if not tensor.is_contiguous():
+            raise IntswinError("the tensor is not contiguous; call its .contiguous() first")
+        if tensor.data_ptr() % _ALIGNMENT:
+            raise IntswinError(
+                f"the tensor does not start at a multiple of {_ALIGNMENT} bytes; copy it first"
+            )
+        return tensor
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what CUDA says into one line."""
+        try:
+            yield
+        except IntswinError:
+            raise
+        except RuntimeError as error:
+            reason = explanation(str(error), self.batch)
+            if not reason:
+                raise
+            raise IntswinError(reason) from error
+
+
+@dataclasses.dataclass
+class CapturedCall:
+    """A call of a network that is recorded as a CUDA graph.
+
+    Attributes:
+        images: the tensor that every replay reads; fill it in the order of the replay's stream.
+        logits: the tensor that every replay writes.
+    """
+
+    images: Any
+    logits: Any
+    _network: CudaNetwork
+    _graph: int
+    _kept: list[Any]
+
+    def replay(self, stream: Any = None) -> Any:
+        """Run it in a stream, as `CudaNetwork.__call__` finds it; returns `logits`.
+
+        Replays of one recorded call must not overlap.
+        """
+        network = self._network
+        address = _address(self.images, stream, network._ffi)
+        network._cuda.use_device()
+        network._cuda.launch_graph(self._graph, address)
+        return self.logits
+
+    def __del__(self) -> None:
+        """Free the graph; its memory goes back to the pool."""
+        with contextlib.suppress(cuda_driver.CudaError):  # when the process ends, CUDA ends first
+            self._network._cuda.free_graph(self._graph)
+
+
+class _Order:
+    """Lets calls in different streams run one after the other: they use the same memory."""
+
+    def __init__(self, cuda: CudaRuntime) -> None:
+        self._cuda, self._event = cuda, cuda.new_event()
+        self._last: int | None = None
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self, stream: int) -> Iterator[None]:
+        """What is launched inside waits for the turn before."""
+        with self._lock:
+            if self._last not in (None, stream):
+                self._cuda.wait(stream, self._event)
+            self._last = stream
+            try:
+                yield
+            finally:
+                self._cuda.record(self._event, stream)
+
+    def wait(self) -> None:
+        """Wait here for the last turn."""
+        with self._lock:
+            self._cuda.wait_here(self._event)
+
+
+@functools.cache
+def _order(device: int) -> _Order:
+    """Of all networks on a device: TVM has one pool of memory for them."""
+    cuda = cuda_driver.runtime(device)
+    cuda.use_device()
+    return _Order(cuda)
+
+
+def explanation(message: str, batch: int) -> str:
+    """One line for a message of CUDA or TVM that a user can do something about; else empty."""
+    text = message.lower()
+    if "out of memory" in text or "out_of_memory" in text:
+        return (
+            f"the GPU's memory does not suffice for batch {batch}; "
+            "free some (see nvidia-smi) or compile for a smaller batch"
+        )
+    if "unsupported_ptx_version" in text or "unsupported ptx version" in text:
+        return "the NVIDIA driver is too old for the artifact's PTX code; install a newer driver"
+    if "no_binary_for_gpu" in text or "no kernel image" in text:
+        return "the artifact has no code for this GPU; compile it for this GPU's target"
+    return ""
+
+
+@contextlib.contextmanager
+def _recording(cuda: CudaRuntime, stream: int) -> Iterator[Callable[[], int]]:
+    """Record the stream; the yielded function ends it and gives the executable graph."""
+    cuda.begin_capture(stream)
+    done = False
+
+    def finish() -> int:
+        nonlocal done
+        done = True
+        return cuda.instantiate(cuda.end_capture(stream))
+
+    try:
+        yield finish
+    finally:
+        if not done:
+            cuda.abandon_capture(stream)
+
+
+def _keeper(kept: list[Any]) -> Callable[..., int]:
+    """An instrument that keeps all memory that kernels are given."""
+
+    def keep(_function: Any, _name: str, before: bool, _result: Any, *arguments: Any) -> int:
+        if before:
+            kept.extend(argument for argument in arguments if hasattr(argument, "data_ptr"))
+        return 0
+
+    return keep
+
+
+def _capsule(images: Any) -> Any:
+    """A DLPack capsule without waiting for any stream: the caller's order is kept."""
+    return images.__dlpack__(stream=-1)
+
+
+def _library_of(images: Any) -> str:
+    """The library that a tensor is of: "torch", "cupy" or another."""
+    return type(images).__module__.split(".")[0]
+
+
+def _exported(logits: Any, images: Any) -> Any:
+    """TVM's tensor as one of the library of `images`; TVM's own for a library unknown here."""
+    library = _library_of(images)
+    if library in ("torch", "cupy"):
+        return sys.modules[library].from_dlpack(logits)
+    return logits
+
+
+def _address(images: Any, stream: Any, ffi: Any) -> int:
+    """The address of `stream`, or of the current one of the library of `images`."""
+    if stream is None:
+        library = _library_of(images)
+        if library == "torch":
+            stream = sys.modules["torch"].cuda.current_stream(images.device)
+        elif library == "cupy":
+            stream = sys.modules["cupy"].cuda.get_current_stream()
+        else:
+            return ffi.get_raw_stream(ffi.device("cuda", images.__dlpack_device__()[1]))
+    if isinstance(stream, int):
+        return stream
+    for attribute in ("cuda_stream", "ptr"):  # torch, CuPy
+        if hasattr(stream, attribute):
+            return int(getattr(stream, attribute))
+    raise IntswinError(
+        f"stream is {type(stream).__name__}; give a stream of torch or CuPy, or its address"
+    )
