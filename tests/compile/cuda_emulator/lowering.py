@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.target import Target
@@ -14,6 +17,7 @@ from tvm.tirx.build import split_host_device_mods
 from cuda_emulator.errors import EmulationError
 
 _AXES = tuple(f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx") for axis in "xyz")
+_COMPILE = "tvm_callback_cuda_compile"
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 
 
@@ -66,9 +70,24 @@ def lower(func: tirx.PrimFunc | tvm.IRModule, target: Target) -> Program:
         if len(devices) != 1:
             raise EmulationError(f"kernels for {len(devices)} targets in one function")
         ((device, kernels),) = devices.items()
-        built = tvm.get_global_func("target.build.cuda")(finalize_device()(kernels), device)
+        with _no_compiler():
+            built = tvm.get_global_func("target.build.cuda")(finalize_device()(kernels), device)
     assert before_packing.mod is not None
     return _program(before_packing.mod, built.inspect_source("cuda"))
+
+
+@contextlib.contextmanager
+def _no_compiler() -> Iterator[None]:
+    """TVM asks for machine code where its CUDA runtime is loaded: only the source is wanted."""
+    before = tvm_ffi.get_global_func(_COMPILE, allow_missing=True)
+    tvm_ffi.register_global_func(_COMPILE, lambda _source: b"", override=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            tvm_ffi.registry.remove_global_func(_COMPILE)
+        else:
+            tvm_ffi.register_global_func(_COMPILE, before, override=True)
 
 
 @pass_instrument
