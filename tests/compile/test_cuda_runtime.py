@@ -11,9 +11,6 @@ import types
 import numpy as np
 import pytest
 import torch
-
-from intswin.compile import artifact, cuda_driver, cuda_runtime, runtime, tvm_runtime
-from intswin.models.errors import IntswinError
 from test_runtime import (
     BATCH,
     CLASSES,
@@ -23,6 +20,9 @@ from test_runtime import (
     expected_logits,
     metadata,
 )
+
+from intswin.compile import artifact, cuda_driver, cuda_runtime, runtime, tvm_runtime
+from intswin.models.errors import IntswinError
 
 TARGET = {"kind": "cuda", "name": "cuda-a100", "arch": "sm_80"}
 SHAPE = (BATCH, SIZE, SIZE, 3)
