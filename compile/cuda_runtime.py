@@ -67,6 +67,18 @@ def check_runs_here(target: dict[str, Any], device: int = 0) -> tuple[str, str]:
     return reason, f"cuda-{_TARGETS[fitting]}"
 
 
+def open_device(device: int) -> tuple[CudaRuntime, Any]:
+    """The CUDA runtime, with `device` current, and tvm_ffi with TVM's CUDA code loaded.
+
+    Raises:
+        IntswinError: there is no usable GPU.
+    """
+    cuda = cuda_driver.runtime(device)
+    ffi = load_cuda_runtime()
+    cuda.use_device()
+    return cuda, ffi
+
+
 class CudaNetwork(Network):
     """A network on a GPU; made by `runtime.load`.
 
@@ -91,9 +103,7 @@ class CudaNetwork(Network):
         super().__init__(metadata)
         self.device = device
         self._lock = threading.RLock()
-        self._cuda = cuda_driver.runtime(device)
-        self._ffi = load_cuda_runtime()
-        self._cuda.use_device()
+        self._cuda, self._ffi = open_device(device)
         self._device = self._ffi.device("cuda", device)
         self._order = _order(device)
         self._kept: list[Any] = []  # memory that the caller's graphs use

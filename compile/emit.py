@@ -56,6 +56,37 @@ def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
     return _private_kernels(bb.get())
 
 
+def emit_kernels(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
+    """Build a function `kernel_<i>` for each of `different_nodes`, to be called alone.
+
+    It takes the inputs of node i of the graph, (B, *shape) each, and gives its output.
+    """
+    bb = relax.BlockBuilder()
+    for index in different_nodes(graph):
+        node = graph.nodes[index]
+        inputs = [
+            relax.Var(f"x{i}", relax.TensorType([batch, *spec.shape], spec.dtype))
+            for i, spec in enumerate(map(graph.spec, node.inputs))
+        ]
+        with bb.function(f"kernel_{index}", inputs):
+            with bb.dataflow():
+                emitted = _OPERATORS[node.op](bb, node, inputs, batch, target)
+                out = bb.emit_output(emitted)
+            bb.emit_func_output(out)
+    return _private_kernels(bb.get())
+
+
+def different_nodes(graph: IntegerGraph) -> list[int]:
+    """The first node of each kind: operator, attributes, and shapes of inputs and constants."""
+    kinds: dict[tuple, int] = {}
+    for index, node in enumerate(graph.nodes):
+        shapes = [graph.spec(name).shape for name in node.inputs]
+        constants = sorted((key, tensor.shape) for key, tensor in node.tensors.items())
+        attrs = tuple(sorted(node.attrs.items()))
+        kinds.setdefault((node.op, attrs, str(shapes), str(constants)), index)
+    return list(kinds.values())
+
+
 def _private_kernels(mod: tvm.IRModule) -> tvm.IRModule:
     """Drop the PrimFuncs' own names: equal ones may come from kernels of different shapes."""
     for gvar, func in mod.functions.items():

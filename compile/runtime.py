@@ -71,6 +71,18 @@ def open_network(library: bytes, metadata: dict[str, Any], device: int = 0) -> N
     return CompiledNetwork(library, metadata)
 
 
+def prepare_device(metadata: dict[str, Any], device: int = 0) -> None:
+    """Load what `tvm_runtime.load_executable` needs for code of this artifact's target.
+
+    Raises:
+        IntswinError: there is no usable GPU.
+    """
+    if metadata["target"]["kind"] == "cuda":
+        from intswin.compile.cuda_runtime import open_device  # noqa: PLC0415
+
+        open_device(device)
+
+
 def check_runs_here(stored: artifact.Artifact, device: int = 0) -> None:
     """Raise IntswinError when the artifact's code cannot run on this machine's CPU or GPU."""
     target = stored.metadata["target"]

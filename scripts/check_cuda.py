@@ -1,0 +1,211 @@
+"""Compare CUDA code with the NumPy reference and with the CPU build, bit for bit.
+
+    python scripts/check_cuda.py --prepare --jobs 4      # anywhere: artifacts and references
+    python scripts/check_cuda.py                         # on the GPU; makes what is missing
+
+Every network is compared by its int32 logits, and every kernel of it alone on random inputs over
+its whole domain, so that a wrong kernel has a name. Code for cuda-v100 runs on a newer GPU by its
+PTX. Exit code 1: something differs, or could not be compiled or run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import shlex
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from intswin.compile import artifact, cuda_check, runtime
+from intswin.compile.cuda_check import FAILED
+from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
+from intswin.models.errors import IntswinError
+from intswin.models.preprocess import Preprocess
+
+IMAGES = {"swin_micro": 256, "swin_tiny_patch4_window7_224": 8}
+BATCHES = {"swin_micro": 32, "swin_tiny_patch4_window7_224": 8}
+
+
+def main() -> None:
+    """Parse the command line, make what is missing, compare."""
+    options = parse()
+    say = Stopwatch()
+    networks, activations = options.networks.split(","), options.activations.split(",")
+    targets = options.targets.split(",")
+    cases = [
+        ArtifactSpec(network, activation, target, options.batch or BATCHES.get(network, 1))
+        for target, network, activation in itertools.product(targets, networks, activations)
+    ]
+    on_cpu = [dataclasses.replace(case, target="llvm") for case in cases]
+    failures = build_missing(cases, options.artifacts, options.kernels, options.jobs, say)
+    failures |= build_missing(on_cpu, options.artifacts, False, options.jobs, say)
+    if options.prepare:
+        for case in dict.fromkeys(on_cpu):
+            if case not in failures:
+                prepare_reference(case, options, say)
+        sys.exit(1 if failures else 0)
+    rows: list[dict[str, Any]] = []
+    pool = new_pool()
+    for case in cases:
+        try:
+            found = pool.submit(check, case, failures.get(case, ""), options, say).result()
+        except BrokenProcessPool as error:
+            found = [{"artifact": case.name, "what": "process", "count": 1, "different": 1}]
+            found[0]["detail"] = f"{FAILED}{error}"
+        rows += found
+        write(rows, options)
+        if any(row["detail"].startswith(FAILED) for row in found):
+            # A kernel that failed leaves CUDA unusable in its process.
+            pool.shutdown(wait=False)
+            pool = new_pool()
+    pool.shutdown()
+    Console(width=150).print(table(rows))
+    wrong = [row for row in rows if row["different"]]
+    print(f"{len(rows) - len(wrong)} of {len(rows)} comparisons are bit-exact", flush=True)
+    sys.exit(1 if wrong else 0)
+
+
+def new_pool() -> ProcessPoolExecutor:
+    """One process that may die."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--artifacts", type=Path, default=Path("out/gpu"), help="folder of artifacts")
+    add("--reference", type=Path, help="file of logits; default: reference.npz in that folder")
+    add("--prepare", action="store_true", help="compile and compute references, run nothing")
+    add("--data", type=Path, help="pack of images for swin_micro; default: random pixels")
+    add("--networks", default=",".join(IMAGES))
+    add("--activations", default="relu,igelu,shiftgelu")
+    add("--targets", default="cuda-h100,cuda-v100")
+    add("--batch", type=int, help="default: 32 for swin_micro, 8 for swin_tiny")
+    add("--images", type=int, help="default: 256 for swin_micro, 8 for swin_tiny")
+    add("--no-kernels", dest="kernels", action="store_false", help="networks only")
+    add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: none")
+    add("--json", type=Path, default=Path("out/gpu/check.json"))
+    options = parser.parse_args()
+    options.reference = options.reference or options.artifacts / "reference.npz"
+    return options
+
+
+def inputs_of(case: ArtifactSpec, metadata: dict[str, Any], options: argparse.Namespace) -> Any:
+    """The images that a network is checked on."""
+    preprocess = Preprocess.from_json(metadata["preprocessing"])
+    data = options.data if case.network == "swin_micro" else None
+    return cuda_check.images_for(preprocess, options.images or IMAGES.get(case.network, 8), data)
+
+
+def prepare_reference(case: ArtifactSpec, options: argparse.Namespace, say: Say) -> None:
+    """Compute and keep the logits of the reference and of the CPU build."""
+    path = case.path(options.artifacts)
+    stored = artifact.read(path)
+    images = inputs_of(case, stored.metadata, options)
+    references = cuda_check.References(options.reference)
+    say(f"{case.name}: reference of {len(images)} images")
+    expected = cuda_check.reference_logits(stored, images, references)
+    own = cuda_check.llvm_logits(path, stored, images, references)
+    different = cuda_check.Comparison.of("llvm", own, expected).different
+    say(f"{case.name}: {different} of {expected.size} logits of the CPU build differ")
+
+
+def check(
+    case: ArtifactSpec, failure: str, options: argparse.Namespace, say: Say
+) -> list[dict[str, Any]]:
+    """All comparisons of one artifact."""
+    say(f"{case.name}: checking")
+    rows = []
+
+    def add(comparison: cuda_check.Comparison) -> None:
+        rows.append({"artifact": case.name, **dataclasses.asdict(comparison)})
+        if comparison.different:
+            of = f"{comparison.different} of {comparison.count}"
+            say(f"{case.name}: {comparison.what}: {of} DIFFERENT, {comparison.detail}")
+
+    path = case.path(options.artifacts)
+    if failure:
+        add(cuda_check.Comparison("compilation", 1, 1, failure))
+        return rows
+    stored = artifact.read(path)
+    if options.kernels:
+        library = case.kernels_path(options.artifacts).read_bytes()
+        cuda = stored.metadata["target"]["kind"] == "cuda"
+        try:
+            runtime.check_runs_here(stored)
+            runtime.prepare_device(stored.metadata)
+            kernels = cuda_check.check_kernels(stored.graph(), library, case.batch, cuda, 0)
+            count = 0
+            for comparison in kernels:
+                add(comparison)
+                count += 1
+            say(f"{case.name}: {count} kernels checked alone")
+        except IntswinError as error:
+            add(cuda_check.Comparison("kernels", 1, 1, str(error)))
+            return rows
+    images = inputs_of(case, stored.metadata, options)
+    references = cuda_check.References(options.reference)
+    try:
+        logits = runtime.load(path).logits(images)
+    except Exception as error:
+        reason = FAILED + str(error).strip().splitlines()[-1]
+        add(cuda_check.Comparison("network", 1, 1, reason))
+        return rows
+    say(f"{case.name}: {len(images)} images ran")
+    expected = cuda_check.reference_logits(stored, images, references)
+    add(cuda_check.Comparison.of(f"{len(images)} images, reference", logits, expected))
+    cpu_path = dataclasses.replace(case, target="llvm").path(options.artifacts)
+    cpu = artifact.read(cpu_path)
+    if cpu.graph_bytes != stored.graph_bytes:
+        say(f"{case.name}: the CPU's artifact is of another calibration, so not compared")
+    else:
+        own = cuda_check.llvm_logits(cpu_path, cpu, images, references)
+        add(cuda_check.Comparison.of(f"{len(images)} images, llvm", logits, own))
+    say(f"{case.name}: logits compared")
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """A line for each artifact, and one for everything that differs."""
+    shown = Table("artifact", "kernels exact", "network", "first difference")
+    for name, found in itertools.groupby(rows, key=lambda row: row["artifact"]):
+        group = list(found)
+        networks = [row for row in group if "images" in row["what"]]
+        kernels = [row for row in group if "images" not in row["what"]]
+        exact = sum(not row["different"] for row in kernels)
+        verdicts = [
+            f"{row['what']}: {'exact' if not row['different'] else 'DIFFERENT'}" for row in networks
+        ]
+        wrong = next((row for row in group if row["different"]), None)
+        detail = f"{wrong['what']}: {wrong['detail']}" if wrong else ""
+        shown.add_row(name, f"{exact}/{len(kernels)}", "\n".join(verdicts), detail)
+    return shown
+
+
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Keep what is known so far."""
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "scripts/check_cuda.py", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "rows": rows,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
