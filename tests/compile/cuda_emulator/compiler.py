@@ -19,6 +19,7 @@ from cuda_emulator.errors import EmulationError
 from cuda_emulator.ptx import without_ptx
 
 _INCLUDE = Path(__file__).parent / "include"
+_FIRST_LINE = '#line 1 "kernel.cu"\n'
 _STUBS = ("cuda.h", "sm_61_intrinsics.h")  # what TVM's code includes: nothing of it is needed
 _SANITIZE = "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero"
 _FLAGS = [
@@ -31,6 +32,7 @@ _FLAGS = [
     *("-fno-ipa-reference", "-fno-ipa-modref", "-fno-ipa-pure-const", "-fno-ipa-ra"),
     "-U_FORTIFY_SOURCE",  # it forbids longjmp between stacks
     "-ftrivial-auto-var-init=pattern",  # fresh stacks hold zeros, unlike a GPU's registers
+    "-g1",  # line numbers
     "-w",
     _SANITIZE,
     "-fno-sanitize-recover=all",
@@ -71,6 +73,19 @@ def compile_kernels(
     return _library(text, (*_FLAGS, *(_RACES if races else [])))
 
 
+def with_line(text: str, library: ctypes.CDLL) -> str:
+    """An error message with the line of kernel.cu for the "(+address)" at its end."""
+    match = re.search(r" \(\+(0x[0-9a-f]+)\)$", text)
+    if match is None:
+        return text
+    command = ["addr2line", "-i", "-e", library._name, hex(int(match.group(1), 16) - 1)]
+    frames = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    lines = re.findall(r"kernel\.(?:cu|cpp):(\d+)", frames)
+    source = Path(library._name).with_suffix(".cu")
+    code = source.read_text().splitlines()[int(lines[-1]) - 1].strip() if lines else ""
+    return text[: match.start()] + (f": {source}:{lines[-1]}: {code}" if lines else "")
+
+
 @functools.cache
 def _library(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     headers = _folder() / f"headers-{_key(_headers(), *flags)}"
@@ -78,6 +93,7 @@ def _library(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         _make(headers, lambda scratch: _precompile(scratch, flags))
     library = _folder() / f"{_key(text, headers.name)}.so"
     if not library.exists():
+        library.with_suffix(".cu").write_text(text.split(_FIRST_LINE)[1])
         _make(library, lambda scratch: _compile(text, flags, headers, scratch))
     return ctypes.CDLL(str(library))
 

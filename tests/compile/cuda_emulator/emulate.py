@@ -12,7 +12,7 @@ import tvm
 from tvm import tirx
 from tvm.target import Target
 
-from cuda_emulator.compiler import compile_kernels
+from cuda_emulator.compiler import compile_kernels, with_line
 from cuda_emulator.errors import EmulationError
 from cuda_emulator.lowering import Launch, Program, Workspace, lower
 from cuda_emulator.memory import GUARD_BYTES, GuardedArray, Region
@@ -176,4 +176,4 @@ def _launch(
     entry = getattr(library, f"emulate_{launch.kernel}")
     if entry(ctypes.byref(description), arguments):
         text = shared_page[:].split(b"\0", 1)[0].decode(errors="replace")
-        raise EmulationError(f"{launch.kernel}: {text}")
+        raise EmulationError(f"{launch.kernel}: {with_line(text, library)}")

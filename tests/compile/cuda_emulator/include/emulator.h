@@ -43,7 +43,9 @@ static void on_fault(int signal_number, siginfo_t* info, void* context) {
   const char* address = (const char*)info->si_addr;
   const char* access = "an access";
 #ifdef __x86_64__
-  access = ((ucontext_t*)context)->uc_mcontext.gregs[REG_ERR] & 2 ? "a write" : "a read";
+  const auto& registers = ((ucontext_t*)context)->uc_mcontext.gregs;
+  access = registers[REG_ERR] & 2 ? "a write" : "a read";
+  code = (const void*)(registers[REG_RIP] + 1);  // behind the start, as return addresses are
 #endif
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];

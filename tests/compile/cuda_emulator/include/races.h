@@ -118,7 +118,11 @@ EMU_UNCHECKED static void note(const Thread& thread, const void* pointer, unsign
 #define EMU_NOTE(THREAD, POINTER, BYTES, WRITE) emu::note(THREAD, POINTER, BYTES, WRITE)
 #define EMU_ACCESS(NAME, BYTES, WRITE)                                                         \
   extern "C" __attribute__((visibility("hidden"), used)) EMU_UNCHECKED void NAME(void* p) {    \
-    if (emu::current) emu::note(*emu::current, p, BYTES, WRITE);                               \
+    if (!emu::current) return;                                                                 \
+    const void* before = emu::code;                                                            \
+    emu::code = __builtin_return_address(0);                                                   \
+    emu::note(*emu::current, p, BYTES, WRITE);                                                 \
+    emu::code = before;                                                                        \
   }
 #define EMU_ACCESSES(BYTES)                                                                    \
   EMU_ACCESS(__tsan_read##BYTES, BYTES, false)                                                 \

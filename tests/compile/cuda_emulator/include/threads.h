@@ -18,6 +18,9 @@ __attribute__((used)) static uint3 threadIdx, blockIdx;
 __attribute__((used)) static dim3 blockDim, gridDim;
 static const int warpSize = 32;
 
+// The start of this library.
+extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
+
 namespace emu {
 
 enum class State { ready, barrier, warp, finished };
@@ -57,6 +60,7 @@ static unsigned barriers;                  // that the block passed
 static std::vector<unsigned> warp_barriers;  // that each warp passed: __syncwarp
 static char* message;
 static size_t message_size;
+static const void* code;  // the instruction that is to blame, where it is known
 
 // Ends the process, which runs one kernel, with a line that says where and why.
 [[noreturn]] __attribute__((format(printf, 1, 2))) static void fail(const char* format, ...) {
@@ -67,8 +71,13 @@ static size_t message_size;
   }
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(message + used, message_size - used, format, arguments);
+  used += vsnprintf(message + used, message_size - used, format, arguments);
   va_end(arguments);
+  if (code && used < message_size) {
+    // Which line of the source it is, the parent finds out.
+    snprintf(message + used, message_size - used, " (+%#zx)",
+             (size_t)((const char*)code - __ehdr_start));
+  }
   _exit(1);
 }
 
