@@ -327,9 +327,12 @@ def _checkpoint_digest(options: CompileOptions) -> str | None:
 
 
 def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415
+    from importlib import metadata  # noqa: PLC0415
 
-    return version("intswin")
+    try:
+        return metadata.version("intswin")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "source tree"
 
 
 def float_logits(network: FloatNetwork, images: np.ndarray) -> np.ndarray:
