@@ -97,7 +97,7 @@ def race(
 def _warm_up(call: Call, time_calls: Callable[[Call, int], float]) -> int:
     """Run for a while; returns how many calls make a sample."""
     time_calls(call, 3)
-    start, seconds = time.monotonic(), 0.0
+    start, seconds = time.monotonic(), time_calls(call, 3) / 3
     while time.monotonic() - start < WARM_UP_SECONDS:
         seconds = time_calls(call, 3) / 3
     return min(MOST_CALLS, max(1, round(SAMPLE_SECONDS / seconds)))
