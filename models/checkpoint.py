@@ -22,19 +22,26 @@ from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically, write_file
 
 PICKLED = (".pth", ".pt", ".bin")
+SCALE = ".scale"  # suffix of the scales of an 8-bit weight
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write the parameters as ``dtype`` to a .safetensors or .pth file.
 
-    The file appears whole or not at all. Raises IntswinError on another suffix or when the disk
-    refuses.
+    With ``torch.int8``, matrices and convolutions are stored in 8 bits with a float32 scale for
+    each output channel (NAME.scale), and everything else as float16. The file appears whole or not
+    at all. Raises IntswinError on another suffix or when the disk refuses.
     """
     path = Path(path)
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.state_dict().items():
+        value = parameter.detach().cpu()
+        if dtype == torch.int8 and name.endswith(".weight") and value.ndim > 1:
+            tensors[name], tensors[name + SCALE] = _eight_bits(value.float())
+        elif value.is_floating_point():
+            tensors[name] = value.to(torch.float16 if dtype == torch.int8 else dtype).contiguous()
+        else:
+            tensors[name] = value.contiguous()
     if path.suffix == ".safetensors":
         write_file(path, safetensors.torch.save(tensors))
     elif path.suffix in PICKLED:
@@ -50,7 +57,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise IntswinError(f"{path}: no such checkpoint; give a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _dequantized(safetensors.torch.load_file(path))
         if path.suffix not in PICKLED:
             raise IntswinError(f"{path}: unknown checkpoint suffix; use .safetensors or .pth")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -72,7 +79,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             state = state[nested]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise IntswinError(f"{path} holds no state dict; save model.state_dict()")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return _dequantized({name.removeprefix("module."): value for name, value in state.items()})
+
+
+def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 steps of a weight (N, ...), and float32 scales (N,)."""
+    rows = weight.flatten(1)
+    scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).view_as(weight), scale
+
+
+def _dequantized(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with its 8-bit weights as float32."""
+    eight_bit = [n for n, v in state.items() if v.dtype == torch.int8 and n + SCALE in state]
+    for name in eight_bit:
+        weight, scale = state[name], state.pop(name + SCALE)
+        state[name] = weight.float() * scale.view(-1, *[1] * (weight.ndim - 1))
+    return state
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:

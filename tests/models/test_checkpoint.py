@@ -36,6 +36,30 @@ def test_what_is_saved_is_loaded(tmp_path, suffix):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_eight_bit_weights(tmp_path, suffix):
+    model, path = tiny(embed_dim=32), tmp_path / f"net{suffix}"
+    save_checkpoint(model, path, torch.int8)
+    half = tmp_path / f"half{suffix}"
+    save_checkpoint(model, half)
+    assert path.stat().st_size < 0.65 * half.stat().st_size
+    other = load_checkpoint(tiny(embed_dim=32), path)
+    for name, value in model.state_dict().items():
+        loaded = other.state_dict()[name]
+        if name.endswith("weight") and value.ndim > 1:
+            step = value.flatten(1).abs().amax(1, keepdim=True) / 127
+            assert ((loaded - value).flatten(1).abs() <= 0.501 * step).all(), name
+        else:
+            torch.testing.assert_close(loaded, value.half().to(value.dtype), rtol=0, atol=0)
+    # what was stored in 8 bits is stored the same way again
+    again = tmp_path / f"again{suffix}"
+    save_checkpoint(other, again, torch.int8)
+    for first, second in zip(
+        load_checkpoint(tiny(embed_dim=32), again).parameters(), other.parameters(), strict=True
+    ):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("nested", ["model", "state_dict"])
 def test_nested_and_prefixed_state_dicts_are_read(tmp_path, nested):
     model, path = tiny(), tmp_path / "net.pth"
