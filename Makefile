@@ -36,5 +36,5 @@ clean:
 	@touch $@
 
 .venv/dev: .venv/compile
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[compile,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[compile,cuda12,dev]"
 	@touch $@

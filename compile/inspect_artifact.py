@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
+from intswin.compile import cuda_code
 from intswin.compile.artifact import Artifact
 from intswin.compile.verify_ranges import verify_ranges
 from intswin.models.integer_graph import IntegerGraph, Node
@@ -24,6 +26,8 @@ def report(stored: Artifact) -> Iterator[RenderableType]:
     yield _operators(graph)
     yield _ranges(graph)
     yield _integer_only(stored)
+    if stored.metadata["target"]["kind"] == "cuda":
+        yield _device_code(stored)
 
 
 def multiplications(node: Node, graph: IntegerGraph) -> int:
@@ -51,7 +55,7 @@ def _summary(stored: Artifact, graph: IntegerGraph) -> Table:
         ("output", f"int32 ({metadata['batch']}, {len(metadata['classes'])})"),
         ("logit scale", f"{metadata['logit_scale']:.6g}"),
         ("preprocessing", f"{preprocess['interpolation']}, crop {preprocess['crop_pct']}"),
-        ("target", f"{target['name']} ({target['machine']} {target['mcpu']})"),
+        ("target", f"{target['name']} ({_machine(target)})"),
         ("CPU features", " ".join(target["features"])),
         ("operators", f"{len(graph.nodes)}, {macs / 1e6:.1f} M multiply-accumulates an image"),
         ("int8 weights", f"{weights / 1e6:.2f} M"),
@@ -109,8 +113,25 @@ def _integer_only(stored: Artifact) -> Table:
     table.columns[1].justify = "right"
     for dtype, count in sorted(proof["operations"].items()):
         table.add_row(dtype, str(count))
+    for name, count in proof.get("device_functions", {}).items():
+        table.add_row(name, str(count))
     table.title = f"integer only: {len(proof['functions'])} kernels, no float operation"
     return table
+
+
+def _device_code(stored: Artifact) -> Table:
+    """The GPU code in the library, read from it anew."""
+    table = Table("GPU code", "for", "bytes", "kernels")
+    table.columns[2].justify = "right"
+    for code in cuda_code.read(stored.library):
+        table.add_row(code.kind, code.arch, str(code.size), " ".join(code.kernels))
+    table.title = "what the library holds for the GPU"
+    return table
+
+
+def _machine(target: dict[str, Any]) -> str:
+    host = f"{target['machine']} {target['mcpu']}"
+    return f"{target['arch']}, host {host}" if target["kind"] == "cuda" else host
 
 
 def _shortened(names: list[str], limit: int = 10) -> str:

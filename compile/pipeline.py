@@ -27,7 +27,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext, module_pass
 from tvm.target import Target
 
-from intswin.compile import artifact, host_cpu
+from intswin.compile import artifact, cuda_code, cuda_toolchain, host_cpu
 from intswin.compile.build import build_with_report, export
 from intswin.compile.calibrate import Calibration, calibrate
 from intswin.compile.emit import emit
@@ -35,7 +35,8 @@ from intswin.compile.float_graph import FloatGraph, read_float_graph
 from intswin.compile.import_model import image_size_of, import_onnx, import_torch
 from intswin.compile.quantize import QuantizedNetwork, quantize
 from intswin.compile.simplify import simplify
-from intswin.compile.targets import TVM_VERSION, check_versions, get_target
+from intswin.compile.targets import TVM_VERSION, check_versions, get_target, is_cuda
+from intswin.compile.verify_integer_only import IntegerOnlyReport
 from intswin.compile.verify_ranges import verify_ranges
 from intswin.models.data import open_images
 from intswin.models.errors import IntswinError
@@ -242,6 +243,8 @@ def compile_network(options: CompileOptions, progress: Progress = _silent) -> Co
     """
     check_versions()
     target = get_target(options.target)
+    if is_cuda(target):
+        cuda_toolchain.check_installed(target)
     progress("importing the network")
     network = load_float_network(options)
     progress("calibrating")
@@ -280,11 +283,26 @@ def build_integer_network(
         "calibration_method": options.calibration_method,
         "logit_scale": graph.nodes[-1].out.scale,
         "checkpoint_sha256": _checkpoint_digest(options),
-        "target": {"name": options.target, **host_cpu.requirements(target)},
+        "target": {"name": options.target, **_requirements(target, library, report)},
         "integer_only": dataclasses.asdict(report),
         "versions": {"intswin": _version(), "tvm": TVM_VERSION},
     }
     return Compiled(library, metadata, graph)
+
+
+def _requirements(target: Target, library: bytes, report: IntegerOnlyReport) -> dict[str, Any]:
+    """What a machine must be to run `library`; for a GPU, and the code that is really in it."""
+    if not is_cuda(target):
+        return host_cpu.requirements(target)
+    arch, ptx = str(target.attrs["arch"]), cuda_toolchain.ptx_arch(target)
+    codes = cuda_code.read_checked(library, arch, ptx, report.functions)
+    return {
+        **host_cpu.requirements(target.host),
+        "kind": target.kind.name,
+        "arch": arch,
+        "ptx": ptx,
+        "code": [dataclasses.asdict(code) for code in codes],
+    }
 
 
 def quantize_pass(

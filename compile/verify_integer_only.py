@@ -1,7 +1,9 @@
 """The proof that a module computes in integers alone.
 
-It is given on what LLVM receives: the TIR after every lowering pass, whose every expression,
-buffer, variable and constant has a type; and on the Relax function that calls the kernels.
+It is given on what LLVM or the CUDA code generator receives: the TIR after every lowering pass,
+whose every expression, buffer, variable and constant has a type; and on the Relax function that
+calls the kernels. Device functions, CUDA source that a kernel calls, are those of
+schedules/cuda_intrinsics.py and no others: each is a few instructions on integers, to be read.
 """
 
 from __future__ import annotations
@@ -9,16 +11,23 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import tvm
 from tvm import ir, tirx
 from tvm_ffi import structural_walk
 
+from intswin.compile.schedules import cuda_intrinsics
+
 # Relax operators that call a kernel of the module or only look at a tensor differently.
 _RELAX_OPS = {"relax.call_tir", "relax.reshape"}
 # Calls that leave the module: what they compute cannot be seen.
-_EXTERNAL_CALLS = re.compile(r"tirx\.(call_(pure_)?extern|call_c?packed|tvm_call)")
+_EXTERNAL_CALLS = re.compile(
+    r"tirx\.(call_(pure_)?extern|call_c?packed|tvm_call|call_ffi|cuda\.|ptx)"
+)
+_LAUNCH = "tirx.tvm_call_packed_lowered"
+_DEVICE_FUNCTION_CALL = "tirx.cuda.func_call"
 _OPERATIONS = (
     *(tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod),
     *(tirx.Min, tirx.Max, tirx.LShift, tirx.RShift, tirx.BitwiseAnd, tirx.BitwiseOr),
@@ -38,32 +47,47 @@ class IntegerOnlyReport:
         functions: names of the kernels.
         operations: arithmetic, loads and intrinsics in their code by the type of the result, such
             as "int32"; a vector operation counts once, and so does the body of a loop.
+        device_functions: calls of each device function (GPU kernels only).
     """
 
     functions: list[str]
     operations: dict[str, int]
+    device_functions: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def verify_integer_only(mod: tvm.IRModule) -> IntegerOnlyReport:
+def verify_integer_only(mod: tvm.IRModule, launched: Collection[str] = ()) -> IntegerOnlyReport:
     """Check every function of `mod`, PrimFuncs and Relax functions.
+
+    Args:
+        mod: the module.
+        launched: what the PrimFuncs may call by name: a GPU's kernels, which are checked too.
 
     Raises:
         FloatOperationError: names the function and the operation.
     """
     counts: collections.Counter[str] = collections.Counter()
+    called: collections.Counter[str] = collections.Counter()
     names = []
     for gvar, func in mod.functions.items():
         name = str(gvar.name_hint)
         is_kernel = isinstance(func, tirx.PrimFunc)
-        found = _walk(func, is_kernel, counts)
+        found = _walk(func, is_kernel, launched, counts, called)
         if found:
             raise FloatOperationError(f"{name}: {found}")
         if is_kernel:
             names.append(name)
-    return IntegerOnlyReport(sorted(names), dict(sorted(counts.items())))
+    return IntegerOnlyReport(
+        sorted(names), dict(sorted(counts.items())), dict(sorted(called.items()))
+    )
 
 
-def _walk(func: Any, is_kernel: bool, counts: collections.Counter[str]) -> str:
+def _walk(
+    func: Any,
+    is_kernel: bool,
+    launched: Collection[str],
+    counts: collections.Counter[str],
+    called: collections.Counter[str],
+) -> str:
     """What is wrong with `func`, the operation rather than the variables it touches; or nothing."""
     variables: list[str] = []
     operations: list[str] = []
@@ -73,9 +97,11 @@ def _walk(func: Any, is_kernel: bool, counts: collections.Counter[str]) -> str:
         if _is_float(dtype):
             found = variables if isinstance(value, tirx.Var) else operations
             found.append(f"{dtype} in {_describe(value)}")
-        elif isinstance(value, ir.Call) and _is_foreign(value, is_kernel):
+        elif isinstance(value, ir.Call) and _is_foreign(value, is_kernel, launched):
             operations.append(f"a call that cannot be checked, {_describe(value)}")
-        if is_kernel and isinstance(value, _OPERATIONS) and isinstance(value.ty, ir.PrimType):
+        if isinstance(value, ir.Call) and _name(value) == _DEVICE_FUNCTION_CALL:
+            called[str(value.args[0].value)] += 1
+        elif is_kernel and isinstance(value, _OPERATIONS) and isinstance(value.ty, ir.PrimType):
             counts[re.sub(r"x\d+$", "", dtype)] += 1
 
     structural_walk(func, check)
@@ -93,9 +119,21 @@ def _is_float(dtype: str) -> bool:
     return "float" in dtype or dtype.startswith("tf32")
 
 
-def _is_foreign(call: ir.Call, is_kernel: bool) -> bool:
-    name = str(getattr(call.op, "name", call.op))
-    return bool(_EXTERNAL_CALLS.match(name)) if is_kernel else name not in _RELAX_OPS
+def _is_foreign(call: ir.Call, is_kernel: bool, launched: Collection[str]) -> bool:
+    name = _name(call)
+    if not is_kernel:
+        return name not in _RELAX_OPS
+    if name == _LAUNCH:
+        return str(getattr(call.args[0], "value", "")) not in launched
+    if name == _DEVICE_FUNCTION_CALL:
+        function, source = str(call.args[0].value), str(call.args[-1].value)
+        known = function in cuda_intrinsics.DEVICE_FUNCTIONS
+        return not known or source != cuda_intrinsics.source_of(function)
+    return bool(_EXTERNAL_CALLS.match(name))
+
+
+def _name(call: ir.Call) -> str:
+    return str(getattr(call.op, "name", call.op))
 
 
 def _describe(value: Any) -> str:

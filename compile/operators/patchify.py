@@ -6,6 +6,7 @@ from tvm import relax, te
 from tvm.target import Target
 
 from intswin.compile.operators.expressions import emit_compute
+from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import Node
 
 
@@ -19,15 +20,17 @@ def emit(
     def compute(image: te.Tensor) -> te.Tensor:
         patches_x, channels = int(image.shape[2]) // p, int(image.shape[3])
         span = p * channels  # bytes of a patch that are adjacent in the image
-        return te.compute(
-            (batch, rows, columns),
-            lambda b, r, c: image[
-                b,
-                r // patches_x * p + c // span,
-                r % patches_x * p + c % span // channels,
-                c % channels,
-            ],
-            "y",
-        )
+
+        def for_cpu(b: te.Var, r: te.Var, c: te.Var) -> te.Tensor:
+            x = r % patches_x * p + c % span // channels
+            return image[b, r // patches_x * p + c // span, x, c % channels]
+
+        def for_cuda(b: te.Var, r: te.Var, c: te.Var) -> te.Tensor:
+            # The byte of the image's row, which TVM sees to be adjacent also within a short vector.
+            x = r % patches_x * span + c % span
+            return image[b, r // patches_x * p + c // span, x // channels, x % channels]
+
+        element = for_cuda if is_cuda(target) else for_cpu
+        return te.compute((batch, rows, columns), element, "y")
 
     return emit_compute(bb, "patchify", compute, inputs, {"vector": p * 3})

@@ -8,20 +8,29 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.target import Target
 
+from intswin.compile.schedules import cuda_elementwise, cuda_gemm
 from intswin.compile.schedules.elementwise import (
     schedule_mean_pool,
     schedule_patchify,
     schedule_rows,
 )
 from intswin.compile.schedules.gemm import schedule_linear
+from intswin.compile.targets import is_cuda
 
 # By the attribute "intswin.op". Each schedules the function "main" of the schedule it is given.
-_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
+_CPU_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
     "linear": schedule_linear,
     "patchify": schedule_patchify,
     "mean_pool": schedule_mean_pool,
     "gather_rows": schedule_rows,
     "add_constant": schedule_rows,
+}
+
+_CUDA_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
+    "patchify": cuda_elementwise.schedule_patchify,
+    "mean_pool": cuda_elementwise.schedule_mean_pool,
+    "gather_rows": cuda_elementwise.schedule_gather_rows,
+    "add_constant": cuda_elementwise.schedule_add_constant,
 }
 
 
@@ -42,5 +51,11 @@ def apply_default_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
 def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     op = str(func.attrs["intswin.op"])
     sch = s_tir.Schedule(func)
-    _SCHEDULES[op](sch, target)
+    if not is_cuda(target):
+        _CPU_SCHEDULES[op](sch, target)
+    elif op == "linear":  # its schedule decides; the kernel is written from what was decided
+        cuda_gemm.schedule_linear(sch, target)
+        return cuda_gemm.kernel(sch.mod["main"], target)
+    else:
+        _CUDA_SCHEDULES[op](sch, target)
     return sch.mod["main"]
