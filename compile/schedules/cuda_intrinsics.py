@@ -147,6 +147,11 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
   asm volatile("st.shared.b32 [%0], %1;" :: "r"(address), "r"(r) : "memory");
 """,
     ),
+    "intswin_load_global_4": (
+        "void",
+        "int* r, const void* source",
+        "\n  r[0] = *(const int*)source;\n",
+    ),
     **{
         f"intswin_load_global_{4 * count}": (
             "void",
@@ -186,6 +191,22 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
 #endif
 """,
     ),
+    "intswin_shuffle_xor": (
+        "int",
+        "int x, int lanes",
+        "\n  return __shfl_xor_sync(0xffffffffu, x, lanes);\n",
+    ),
+    "intswin_permute_bytes": (
+        "unsigned int",
+        "unsigned int x, unsigned int y, unsigned int selector",
+        "\n  return __byte_perm(x, y, selector);\n",
+    ),
+    "intswin_shift_right": (
+        "unsigned int",
+        "unsigned int x, unsigned int bits",
+        "\n  return __funnelshift_rc(x, 0u, bits);\n",
+    ),
+    "intswin_leading_zeros": ("int", "int x", "\n  return __clz(x);\n"),
 }
 
 DEVICE_FUNCTIONS = frozenset(_FUNCTIONS)
@@ -290,7 +311,7 @@ def store_shared_4(address: Expr, value: Expr) -> Expr:
 
 
 def load_global(registers: Expr, source: Expr, size: int) -> Expr:
-    """Load `size` (8 or 16) aligned bytes from global memory into int32 registers."""
+    """Load `size` (4, 8 or 16) aligned bytes from global memory into int32 registers."""
     return _call(f"intswin_load_global_{size}", registers, source)
 
 
@@ -312,6 +333,26 @@ def pack_s8(x0: Expr, x1: Expr, x2: Expr, x3: Expr) -> Expr:
 def pack_s16(x0: Expr, x1: Expr) -> Expr:
     """Two int32, saturated to int16, in the halves of an int32, `x0` lower."""
     return _call("intswin_pack_s16", x0, x1, dtype="int32")
+
+
+def shuffle_xor(x: Expr, lanes: int) -> Expr:
+    """The int32 `x` of the lane whose number is this one's xor `lanes`; by a whole warp."""
+    return _call("intswin_shuffle_xor", x, tirx.const(lanes, "int32"), dtype="int32")
+
+
+def permute_bytes(x: Expr, y: Expr, selector: int) -> Expr:
+    """Four of the bytes of `x` (0 to 3) and `y` (4 to 7), the lowest digit's lowest; uint32."""
+    return _call("intswin_permute_bytes", x, y, tirx.const(selector, "uint32"), dtype="uint32")
+
+
+def shift_right(x: Expr, bits: Expr | int) -> Expr:
+    """The bits of `x` as a uint32, shifted right; 0 for 32 `bits` or more."""
+    return _call("intswin_shift_right", x, tirx.convert(bits), dtype="uint32")
+
+
+def leading_zeros(x: Expr) -> Expr:
+    """Leading zero bits of the 32 bits of `x`, as an int32."""
+    return _call("intswin_leading_zeros", x, dtype="int32")
 
 
 def synchronize() -> None:

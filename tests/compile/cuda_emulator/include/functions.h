@@ -192,6 +192,9 @@ static inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shi
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return ((unsigned long long)high << 32 | low) >> (shift & 31);
 }
+static inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift) {
+  return ((unsigned long long)high << 32 | low) >> (shift < 32 ? shift : 32);
+}
 static inline int __viaddmax_s32(int a, int b, int c) { return max(a + b, c); }
 static inline int __viaddmin_s32(int a, int b, int c) { return min(a + b, c); }
 static inline int __vimax3_s32(int a, int b, int c) { return max(max(a, b), c); }
