@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import numpy as np
 from intswin.compile import cuda_driver
 from intswin.compile.compiled_network import KernelTimes, Network
 from intswin.compile.cuda_driver import CudaRuntime
+from intswin.compile.cuda_timing import recording, time_launches
 from intswin.compile.tvm_runtime import (
     CPU,
     CUDA,
@@ -172,7 +172,9 @@ class CudaNetwork(Network):
 
         def after(function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
             if not before and not str(name).startswith(_BUILTIN):
-                times.append((str(name), self._time(lambda: function(*arguments))))
+                launch = functools.partial(function, *arguments)
+                spans = time_launches(self._cuda, self._stream, launch, _REPEATS, _REPLAYS)
+                times.append((str(name), float(np.median(spans))))
             return 0
 
         with self._lock, self._explained():
@@ -217,7 +219,7 @@ class CudaNetwork(Network):
         self._cuda.synchronize(self._stream)
         kept: list[Any] = [tensor]
         with (
-            _recording(self._cuda, self._stream) as finish,
+            recording(self._cuda, self._stream) as finish,
             self._ffi.use_raw_stream(self._device, self._stream),
             instrumented(self._machine, _keeper(kept)),
         ):
@@ -225,27 +227,6 @@ class CudaNetwork(Network):
             graph = finish()
         kept.append(logits)
         return CapturedCall(like, _exported(logits, like), self, graph, kept)
-
-    def _time(self, kernel: Callable[[], Any]) -> float:
-        """Seconds of a kernel that was launched into our stream, which is being timed alone."""
-        cuda, stream = self._cuda, self._stream
-        cuda.synchronize(stream)
-        with _recording(cuda, stream) as finish:
-            for _ in range(_REPEATS):
-                kernel()
-            graph = finish()
-        events = [cuda.new_event() for _ in range(_REPLAYS + 1)]
-        cuda.launch_graph(graph, stream)
-        cuda.record(events[0], stream)
-        for event in events[1:]:
-            cuda.launch_graph(graph, stream)
-            cuda.record(event, stream)
-        cuda.synchronize(stream)
-        spans = [cuda.seconds(*pair) for pair in itertools.pairwise(events)]
-        cuda.free_graph(graph)
-        for event in events:
-            cuda.free_event(event)
-        return float(np.median(spans)) / _REPEATS
 
     def _copy_in(self, tensor: Any, images: np.ndarray) -> None:
         # From memory that is not pinned, the copy has left it when this returns.
@@ -379,24 +360,6 @@ def explanation(message: str, batch: int) -> str:
     if "no_binary_for_gpu" in text or "no kernel image" in text:
         return "the artifact has no code for this GPU; compile it for this GPU's target"
     return ""
-
-
-@contextlib.contextmanager
-def _recording(cuda: CudaRuntime, stream: int) -> Iterator[Callable[[], int]]:
-    """Record the stream; the yielded function ends it and gives the executable graph."""
-    cuda.begin_capture(stream)
-    done = False
-
-    def finish() -> int:
-        nonlocal done
-        done = True
-        return cuda.instantiate(cuda.end_capture(stream))
-
-    try:
-        yield finish
-    finally:
-        if not done:
-            cuda.abandon_capture(stream)
 
 
 def _keeper(kept: list[Any]) -> Callable[..., int]:

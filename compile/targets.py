@@ -84,6 +84,13 @@ def cuda_arch(target: Target) -> int:
     return int(str(target.attrs["arch"]).removeprefix("sm_").rstrip("af"))
 
 
+def cuda_name(target: Target) -> str:
+    """The name of a CUDA target, such as "cuda-h100"."""
+    arch = str(target.attrs["arch"])
+    names = (name for name, (known, _, _) in _CUDA_TARGETS.items() if known == arch)
+    return next(names, f"cuda-{arch}")
+
+
 def has_mma(target: Target) -> bool:
     """Whether `target` multiplies int8 by tensor cores in steps of m16n8k32 (mma.sync)."""
     return is_cuda(target) and cuda_arch(target) >= 80

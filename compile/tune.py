@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from tvm import s_tir
 from tvm.target import Target
 
 from intswin.compile import tuning_log
@@ -27,10 +26,8 @@ from intswin.compile.pipeline import (
     load_float_network,
     quantize_network,
 )
-from intswin.compile.schedules.gemm import schedule_linear
-from intswin.compile.schedules.gemm_space import GemmTile, default_tile
 from intswin.compile.targets import check_versions, get_target
-from intswin.compile.tuner import worker
+from intswin.compile.tuner import space, worker
 from intswin.compile.tuner.machines import Machines
 from intswin.compile.tuner.processes import Pool, WorkerError
 from intswin.compile.tuner.search import propose
@@ -108,10 +105,11 @@ def tune(
             console.print(f"{folder}: {store.broken} broken lines are skipped", soft_wrap=True)
         if networks is None:
             networks = read_networks(options, console)
-        tasks = extract_tasks(
+        modules = [
             (emit(graph, batch, target), batch)
             for graph, batch in itertools.product(networks, options.batches)
-        )
+        ]
+        tasks = extract_tasks(modules, target)
         run_job(tasks, target, store, options, deadline, console)
         store.trim()
     finally:
@@ -136,11 +134,11 @@ def run_job(
     builders = Pool(usable_cores())
     try:
         with tempfile.TemporaryDirectory(prefix="intswin-tune-") as scratch:
-            peak = None if options.rpc_tracker else machines.peak(str(target), Path(scratch))
+            peak = None if options.rpc_tracker else machines.peak(target, Path(scratch))
             if peak:
                 console.print(f"peak of the int8 instruction: {peak / 1e9:.0f} GOPS")
             job = _Job(target, store, options, builders, machines, Path(scratch))
-            states = [_State(task, store, options.trials) for task in tasks]
+            states = [_State(task, target, store, options.trials) for task in tasks]
             with Progress([state.row for state in states], peak, deadline, console) as progress:
                 while time.monotonic() < deadline:
                     state = max(states, key=lambda state: state.urgency, default=None)
@@ -156,17 +154,17 @@ def run_job(
 class _State:
     """A task, and how far it is."""
 
-    def __init__(self, task: Task, store: Store, limit: int) -> None:
+    def __init__(self, task: Task, target: Target, store: Store, limit: int) -> None:
         self.task, self.trials = task, store.trials.get(task.key, {})
         self.row = Row(task.spec.description, task.spec.operations, task.calls, limit)
-        self.best: GemmTile | None = None  # of the best record
+        self.best: space.Tile | None = None  # of the best record
         self.best_library = ""
         self.reference = ""  # library with the default schedule
         self.exhausted = False
-        self.default_tile = default_tile(task.shape)
+        self.default_tile = space.default_tile(task.shape)
         records = store.log.records.get(task.key)
         if records:
-            self.best = tile_of_trace(records[0].trace)
+            self.best = tile_of_trace(records[0].trace, target)
         self.row.default = self.trials.get(self.default_tile)
         self.row.best = records[0].seconds if records else self.row.default
         self.row.trials = len(self.trials)
@@ -197,11 +195,12 @@ class _Job:
         self._builders, self._machines, self._scratch = builders, machines, scratch
         self._numbers = itertools.count()
 
-    def batch(self, state: _State, hints: list[GemmTile]) -> str:
+    def batch(self, state: _State, hints: list[space.Tile]) -> str:
         """Try some candidates of a task; returns what came of it."""
         task = state.task
         count = min(BATCH, state.row.limit - len(state.trials))
-        tiles = propose(task.shape, state.trials, hints, count, self._options.seed)
+        seed = self._options.seed
+        tiles = propose(task.shape, state.trials, hints, count, seed)
         if not tiles:
             state.exhausted = True
             return "every tile was tried"
@@ -229,7 +228,7 @@ class _Job:
                 Path(library).unlink(missing_ok=True)
         return note
 
-    def _build(self, task: Task, tiles: list[GemmTile]) -> list[str | WorkerError]:
+    def _build(self, task: Task, tiles: list[space.Tile]) -> list[str | WorkerError]:
         workload, target = task.workload_json, str(self._target)
         arguments = [
             (workload, target, tile, str(self._scratch / f"{next(self._numbers)}.so"))
@@ -238,10 +237,10 @@ class _Job:
         return self._builders.map(BUILD_SECONDS, worker.build, arguments)
 
     def _measure(
-        self, state: _State, tiles: list[GemmTile], libraries: list[str | WorkerError]
-    ) -> dict[GemmTile, float | str]:
+        self, state: _State, tiles: list[space.Tile], libraries: list[str | WorkerError]
+    ) -> dict[space.Tile, float | str]:
         """Seconds of each tile, or why there are none."""
-        results: dict[GemmTile, float | str] = {
+        results: dict[space.Tile, float | str] = {
             tile: f"not built: {library}"
             for tile, library in zip(tiles, libraries, strict=True)
             if isinstance(library, WorkerError)
@@ -262,8 +261,8 @@ class _Job:
     def _improve(
         self,
         state: _State,
-        results: dict[GemmTile, float | str],
-        libraries: dict[GemmTile, str | WorkerError],
+        results: dict[space.Tile, float | str],
+        libraries: dict[space.Tile, str | WorkerError],
     ) -> bool:
         """Make the fastest candidate a record if it holds against the default and the record."""
         task, row = state.task, state.row
@@ -287,8 +286,7 @@ class _Job:
         tile = tiles[new.index(min(new))]
         # Records taken at different times compare by what they are relative to.
         row.best = (row.best or row.default) * min(new) / old[-1]
-        schedule = s_tir.Schedule(task.module)
-        schedule_linear(schedule, self._target, tile)
+        schedule = space.decide(task.module, self._target, tile)
         self._store.add_record(task, schedule, row.best)
         if state.best_library:
             Path(state.best_library).unlink()
@@ -303,23 +301,23 @@ def _library(built: str | WorkerError, what: str) -> str:
     return built
 
 
-def tile_of_trace(trace: list) -> GemmTile:
+def tile_of_trace(trace: list, target: Target) -> space.Tile:
     """The tile that a record's trace, as JSON, decided for."""
     instructions, decisions = trace
     sampled = [instructions[index] for index, _ in decisions]
     values = [one[2][0][decision] for one, (_, decision) in zip(sampled, decisions, strict=True)]
-    return GemmTile(*values)
+    return space.tile(target, values)
 
 
-def _hints(state: _State, states: list[_State]) -> list[GemmTile]:
+def _hints(state: _State, states: list[_State]) -> list[space.Tile]:
     """The best tiles of kernels with the same matrix."""
-    matrix = (state.task.shape.blocks, state.task.shape.depth)
+    matrix = space.matrix(state.task.shape)
     return [
         other.best
         for other in states
         if other is not state
         and other.best is not None
-        and (other.task.shape.blocks, other.task.shape.depth) == matrix
+        and space.matrix(other.task.shape) == matrix
     ]
 
 

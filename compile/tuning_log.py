@@ -25,7 +25,8 @@ from tvm.target import Target
 
 from intswin.compile import host_cpu
 from intswin.compile.operators import linear
-from intswin.compile.schedules import gemm, gemm_space
+from intswin.compile.schedules import cuda_gemm, cuda_gemm_space, gemm, gemm_space
+from intswin.compile.targets import cuda_name, is_cuda
 from intswin.models.integer_graph import Node, TensorSpec
 
 WORKLOADS = "database_workload.json"
@@ -62,7 +63,9 @@ class Log:
 
 
 def log_name(target: Target) -> str:
-    """The folder of a target: its kind and CPU, such as llvm-znver4 or llvm-x86-64-v3."""
+    """The folder of a target, such as llvm-znver4, llvm-x86-64-v3 or cuda-h100."""
+    if is_cuda(target):
+        return cuda_name(target)
     machine = str(target.attrs.get("mtriple", "")).split("-", maxsplit=1)[0]
     cpu = str(target.attrs.get("mcpu", "")) or "generic"
     return f"llvm-{machine}" if cpu == "generic" else f"llvm-{cpu}"
@@ -85,9 +88,8 @@ def apply_tuned_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
             continue
         workload = workload_module(func)
         for log in logs:
-            schedule = _best_schedule(log, workload)
-            if schedule is not None:
-                tuned = schedule.mod["main"].without_attr("global_symbol")
+            tuned = _best_kernel(log, workload, target)
+            if tuned is not None:
                 scheduled[gvar] = tuned.with_attr("tirx.is_scheduled", True)
                 break
     mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
@@ -193,8 +195,8 @@ def _usable_log(state: tuple[tuple[str, int, int], ...], target: str) -> Log | N
     return log
 
 
-def _best_schedule(log: Log, workload: tvm.IRModule) -> s_tir.Schedule | None:
-    """The fastest record's schedule of `workload`, None when there is none that applies."""
+def _best_kernel(log: Log, workload: tvm.IRModule, target: Target) -> tirx.PrimFunc | None:
+    """`workload` by its fastest record, None when there is none that applies."""
     key = workload_hash(workload)
     records = log.records.get(key, [])
     stored = next((w[1] for w in log.workloads if w and w[0] == key), None)
@@ -204,11 +206,14 @@ def _best_schedule(log: Log, workload: tvm.IRModule) -> s_tir.Schedule | None:
         schedule = s_tir.Schedule(workload)
         try:
             s_tir.schedule.Trace.apply_json_to_schedule(record.trace, schedule)
+            func = schedule.mod["main"]
+            if is_cuda(target):  # the trace decides on a tile, and the kernel is written for it
+                func = cuda_gemm.kernel(func, target)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1:]
             _log.warning("a record of workload %s does not apply: %s", key, *reason or [""])
             continue
-        return schedule
+        return func.without_attr("global_symbol")
     return None
 
 
@@ -238,11 +243,12 @@ def _parsed(line: str) -> Any:
 @functools.lru_cache(maxsize=8)
 def _fingerprint(target_json: str) -> dict[str, Any]:
     target = Target(json.loads(target_json))
+    cuda = is_cuda(target)
     return {
         "tvm": tvm.__version__,
         "target": log_name(target),
-        "features": host_cpu.requirements(target)["features"],
-        "definitions": _definitions(target),
+        "features": [] if cuda else host_cpu.requirements(target)["features"],
+        "definitions": _cuda_definitions(target) if cuda else _definitions(target),
     }
 
 
@@ -252,18 +258,38 @@ def _definitions(target: Target) -> str:
     for name in (*gemm.INTRINSICS.values(), *gemm.REQUANTIZE.values()):
         intrinsic = s_tir.TensorIntrin.get(name)
         parts += [str(tvm_ffi.structural_hash(f)) for f in (intrinsic.desc, intrinsic.impl)]
+    parts += _small_kernels(target, depth=6)
+    return _hash(parts)
+
+
+def _cuda_definitions(target: Target) -> str:
+    """A hash of every form of `linear` that is tuned, and of the version of the space."""
+    parts = [f"space {cuda_gemm_space.SPACE_VERSION}"]
+    parts += _small_kernels(target, depth=6) + _small_kernels(target, depth=16)
+    return _hash(parts)
+
+
+def _hash(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _small_kernels(target: Target, depth: int) -> list[str]:
+    """Hashes of `linear` with every epilogue."""
+    hashes = []
     for out, activation, residual in (
         *(("u8", "none", False), ("s8", "none", False), ("i32", "none", False)),
         *(("i16", "none", True), ("u8", "igelu", False), ("u8", "shiftgelu", False)),
     ):
-        module = _small_linear(target, out, activation, residual)
+        module = _small_linear(target, depth, out, activation, residual)
         functions = [f for f in module.functions.values() if isinstance(f, tirx.PrimFunc)]
-        parts += [str(tvm_ffi.structural_hash(function)) for function in functions]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        hashes += [str(tvm_ffi.structural_hash(function)) for function in functions]
+    return hashes
 
 
-def _small_linear(target: Target, out: str, activation: str, residual: bool) -> tvm.IRModule:
-    rows, depth, channels = 5, 6, 3  # padded in every direction
+def _small_linear(
+    target: Target, depth: int, out: str, activation: str, residual: bool
+) -> tvm.IRModule:
+    rows, channels = 5, 3  # padded in every direction
     spec = TensorSpec((rows, channels), "int16", 1.0)
     vector = np.zeros(channels, np.int32)
     tensors = {"weight": np.zeros((channels, depth), np.int8), "bias": vector}

@@ -180,4 +180,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IntswinError as error:
+        sys.exit(f"error: {error}")

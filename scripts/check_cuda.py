@@ -208,4 +208,7 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IntswinError as error:
+        sys.exit(f"error: {error}")

@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 from tvm import tirx
+from tvm.target import Target
 
 from intswin.compile.quantize_parameters import gelu_parameters, half
+from intswin.compile.targets import is_cuda
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,24 +22,35 @@ class KernelSpec:
         out: the attribute of `linear`.
         activation: the attribute of `linear`.
         operations: multiplications and additions of the GEMM, without padding.
+        frac: the attribute of `linear` that a CUDA kernel is compiled for.
+        residual: whether a CUDA kernel adds one.
+        target: JSON of the target of a CUDA kernel.
     """
 
     arguments: tuple[tuple[tuple[int, ...], str], ...]
     out: str
     activation: str
     operations: int
+    frac: int = 0
+    residual: bool = False
+    target: str = ""
 
     @staticmethod
-    def of(func: tirx.PrimFunc) -> KernelSpec:
-        """The arguments of a PrimFunc that `operators/linear.py` made."""
+    def of(func: tirx.PrimFunc, target: Target) -> KernelSpec:
+        """The arguments of a PrimFunc that `linear` was emitted as."""
         types = [param.ty for param in func.params]
         arguments = tuple((tuple(int(e) for e in t.shape), str(t.dtype)) for t in types)
         batch, rows, channels = arguments[-1][0]
+        cuda: tuple = ()
+        if is_cuda(target):
+            frac, residual = (int(func.attrs[f"intswin.{name}"]) for name in ("frac", "residual"))
+            cuda = (frac, bool(residual), str(target))
         return KernelSpec(
             arguments,
             str(func.attrs["intswin.out"]),
             str(func.attrs["intswin.activation"]),
             2 * batch * rows * channels * arguments[0][0][2],
+            *cuda,
         )
 
     @property

@@ -10,13 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from intswin.compile.schedules.gemm_space import (
-    FIELDS,
-    GemmShape,
-    GemmTile,
-    candidates,
-    default_tile,
-)
+from intswin.compile.tuner import space
+from intswin.compile.tuner.space import Shape, Tile
 from intswin.compile.tuner.store import Trials
 
 _ELITE = 4  # tiles whose neighbours are tried
@@ -25,20 +20,20 @@ _ATTEMPTS = 50  # at something new, for each tile
 
 
 def propose(
-    shape: GemmShape, trials: Trials, hints: Iterable[GemmTile], count: int, seed: int
-) -> list[GemmTile]:
+    shape: Shape, trials: Trials, hints: Iterable[Tile], count: int, seed: int
+) -> list[Tile]:
     """At most `count` different tiles that are not in `trials`; fewer where the space is used up.
 
     The default comes first of all: everything else is compared with it.
     """
     rng = random.Random(f"{seed} {shape} {len(trials)}")
-    chosen: list[GemmTile] = []
+    chosen: list[Tile] = []
 
-    def add(tile: GemmTile) -> None:
+    def add(tile: Tile) -> None:
         if tile not in trials and tile not in chosen and len(chosen) < count:
             chosen.append(tile)
 
-    add(default_tile(shape))
+    add(space.default_tile(shape))
     for tile in hints:
         add(_draw(shape, rng, tile, 0.0))
     times = {tile: seconds for tile, seconds in trials.items() if seconds is not None}
@@ -47,19 +42,20 @@ def propose(
         if len(chosen) >= count:
             break
         explore = len(times) <= _ELITE or len(chosen) % 2
-        add(_draw(shape, rng, None if explore else rng.choice(elite), _CHANGE))
+        parent = None if explore else rng.choice(elite)
+        add(_draw(shape, rng, parent, _CHANGE))
     return chosen
 
 
-def _draw(shape: GemmShape, rng: random.Random, parent: GemmTile | None, change: float) -> GemmTile:
+def _draw(shape: Shape, rng: random.Random, parent: Tile | None, change: float) -> Tile:
     """A random tile that keeps a field of `parent` where possible, but by the chance `change`."""
     made: dict[str, int] = {}
-    for field in FIELDS:
-        odds = candidates(shape, field, made)
+    for field in space.fields(shape):
+        odds = space.candidates(shape, field, made)
         keep = parent is not None and rng.random() >= change
         value = getattr(parent, field) if keep else 0
         made[field] = value if value in odds and keep else _drawn(rng, odds)
-    return GemmTile(**made)
+    return space.decided(shape, made)
 
 
 def _drawn(rng: random.Random, odds: dict[int, int]) -> int:

@@ -19,7 +19,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from intswin.compile import tuning_log
-from intswin.compile.schedules.gemm_space import GemmTile
+from intswin.compile.tuner import space
+from intswin.compile.tuner.space import Tile
 from intswin.compile.tuner.tasks import Task
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_file
@@ -27,7 +28,7 @@ from intswin.models.files import write_file
 JOURNAL = "journal.jsonl"
 BEST_RECORDS = 3  # of a workload, that are kept when a job ends
 
-Trials = dict[GemmTile, float | None]  # seconds of a call; None: it failed
+Trials = dict[Tile, float | None]  # seconds of a call; None: it failed
 
 
 class Store:
@@ -71,7 +72,7 @@ class Store:
         """Unlock."""
         self._lock.close()
 
-    def add_trials(self, task: Task, results: dict[GemmTile, float | str]) -> None:
+    def add_trials(self, task: Task, results: dict[Tile, float | str]) -> None:
         """Append what was measured, seconds or the reason of a failure, in one write."""
         lines = []
         for tile, result in results.items():
@@ -142,7 +143,8 @@ class Store:
             try:
                 entry = json.loads(line)
                 seconds = None if "error" in entry else float(entry["seconds"])
-                trials.setdefault(entry["workload"], {})[GemmTile(*entry["tile"])] = seconds
+                tile = space.tile(self._target, entry["tile"])
+                trials.setdefault(entry["workload"], {})[tile] = seconds
             except (ValueError, TypeError, KeyError):
                 broken += 1
         return trials, broken
@@ -175,5 +177,5 @@ def _without_spaces(workload: list[str]) -> list[str]:
     return [key, base64.b64encode(struct.pack("<Q", len(data)) + data).decode()]
 
 
-def _fields(tile: GemmTile) -> list[int]:
+def _fields(tile: Tile) -> list[int]:
     return list(vars(tile).values())

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterable
 
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import relax, tirx
 from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
 
 from intswin.compile import tuning_log
-from intswin.compile.schedules.gemm import gemm_shape
-from intswin.compile.schedules.gemm_space import GemmShape
+from intswin.compile.tuner import space
 from intswin.compile.tuner.kernel_data import KernelSpec
 
 
@@ -31,7 +31,7 @@ class Task:
     key: str
     module: tvm.IRModule
     spec: KernelSpec
-    shape: GemmShape
+    shape: space.Shape
     calls: float = 0.0
 
     @property
@@ -40,7 +40,7 @@ class Task:
         return json.dumps(ms.database.Workload(self.module).as_json())
 
 
-def extract_tasks(modules: Iterable[tuple[tvm.IRModule, int]]) -> list[Task]:
+def extract_tasks(modules: Iterable[tuple[tvm.IRModule, int]], target: Target) -> list[Task]:
     """The tunable kernels of emitted modules, each given with its batch; equal ones once."""
     tasks: dict[str, Task] = {}
     for mod, batch in modules:
@@ -51,8 +51,8 @@ def extract_tasks(modules: Iterable[tuple[tvm.IRModule, int]]) -> list[Task]:
             workload = tuning_log.workload_module(func)
             key = tuning_log.workload_hash(workload)
             if key not in tasks:
-                shape = gemm_shape(s_tir.Schedule(workload))
-                tasks[key] = Task(key, workload, KernelSpec.of(func), shape)
+                shape = space.shape_of(workload, target)
+                tasks[key] = Task(key, workload, KernelSpec.of(func, target), shape)
             tasks[key].calls += calls[gvar.name_hint] / batch
     return list(tasks.values())
 

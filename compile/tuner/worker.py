@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 from tvm.support import cc
 from tvm.target import Target
 
 from intswin.compile.build import build_kernel, linker
-from intswin.compile.schedules.gemm import schedule_linear
-from intswin.compile.schedules.gemm_space import GemmTile
+from intswin.compile.targets import is_cuda
+from intswin.compile.tuner import space
 from intswin.compile.tuner.kernel_data import KernelSpec, random_inputs
 
 _INPUT_SETS = 2  # different random inputs that a kernel is checked on
@@ -35,7 +34,7 @@ class WrongResultError(Exception):
     """A kernel whose output differs from that of the default schedule."""
 
 
-def build(workload: str, target: str, tile: GemmTile | None, path: str) -> str:
+def build(workload: str, target: str, tile: space.Tile | None, path: str) -> str:
     """Schedule, compile and link one candidate to a shared library at `path`.
 
     Args:
@@ -48,14 +47,16 @@ def build(workload: str, target: str, tile: GemmTile | None, path: str) -> str:
         `path`.
     """
     tvm_target = Target(json.loads(target))
-    schedule = s_tir.Schedule(_module(workload))
-    schedule_linear(schedule, tvm_target, tile)
-    link(build_kernel(schedule.mod, tvm_target), tvm_target, path)
+    schedule = space.decide(_module(workload), tvm_target, tile)
+    link(build_kernel(space.finished(schedule, tvm_target), tvm_target), tvm_target, path)
     return path
 
 
 def link(kernel: tvm.runtime.Module, target: Target, path: str) -> None:
     """Make a shared library of a compiled kernel."""
+    if is_cuda(target):  # with the GPU's code inside
+        kernel.export_library(path, cc=linker(target))
+        return
     compiled = f"{path}.o"
     kernel.write_to_file(compiled)
     if str(target.attrs["mtriple"]).startswith(platform.machine()):
@@ -79,7 +80,7 @@ def measure(spec: KernelSpec, reference: str, candidate: str, give_up: float) ->
         WrongResultError: its output differs.
     """
     data = _data(spec, reference)
-    kernel = _kernel(candidate)
+    kernel = load_kernel(candidate)
     data.check(kernel)
     rounds = 3
     first = data.sample(kernel, calls=2)
@@ -94,7 +95,7 @@ def compare(
 ) -> list[float]:
     """Seconds of a call of each candidate, taken in turns: drifts of the machine meet all."""
     data = _data(spec, reference)
-    kernels = [_kernel(path) for path in candidates]
+    kernels = [load_kernel(path) for path in candidates]
     for kernel in kernels:
         data.check(kernel)
     calls = [max(1, round(_GROUP_SECONDS / data.sample(kernel, 2))) for kernel in kernels]
@@ -109,7 +110,7 @@ class _KernelData:
     """Inputs of a kernel and what it should make of them."""
 
     def __init__(self, spec: KernelSpec, reference: str) -> None:
-        kernel = _kernel(reference)
+        kernel = load_kernel(reference)
         shape, dtype = spec.arguments[-1]
         self._out = tvm.runtime.empty(shape, dtype)
         self._sets = []
@@ -165,5 +166,6 @@ def _module(workload: str) -> tvm.IRModule:
     return ms.database.Workload.from_json(json.loads(workload)).mod
 
 
-def _kernel(path: str) -> Any:
+def load_kernel(path: str) -> Any:
+    """The kernel of a library that `build` made."""
     return tvm.runtime.load_module(os.path.abspath(path))["main"]

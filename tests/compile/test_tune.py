@@ -43,7 +43,7 @@ def machines():
 
 def small_task(**options):
     case = graphs.random_linear(np.random.default_rng(0), 49, 64, 128, **options)
-    (task,) = extract_tasks([(emit_operator(case, 1, TARGET), 1)])
+    (task,) = extract_tasks([(emit_operator(case, 1, TARGET), 1)], TARGET)
     return task
 
 
@@ -189,7 +189,7 @@ def test_equal_kernels_are_one_task():
     rng = np.random.default_rng(0)
     cases = [graphs.random_linear(rng, 49, 64, 128, zero_point=0) for _ in range(2)]
     cases.append(graphs.random_linear(rng, 49, 64, 128, activation="igelu"))
-    tasks = extract_tasks((emit_operator(case, 1, TARGET), 1) for case in cases)
+    tasks = extract_tasks([(emit_operator(case, 1, TARGET), 1) for case in cases], TARGET)
     assert [task.calls for task in tasks] == [2, 1]
     assert tasks[0].spec.operations == 2 * 49 * 64 * 128
     assert tasks[1].spec.description == "1x49x64 -> 128 u8 igelu"

@@ -71,7 +71,8 @@ def test_compile_uses_the_best_record(logs):
     for case in CASES.values():
         mod = emit_operator(case, 1, TARGET)
         workload = tuning_log.workload_module(kernel(mod))
-        tile = tune.tile_of_trace(log.records[tuning_log.workload_hash(workload)][0].trace)
+        trace = log.records[tuning_log.workload_hash(workload)][0].trace
+        tile = tune.tile_of_trace(trace, TARGET)
         expected = s_tir.Schedule(workload)
         schedule_linear(expected, TARGET, tile)
         default = s_tir.Schedule(workload)

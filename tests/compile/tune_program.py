@@ -26,7 +26,7 @@ ONE_CASE = {"relu": CASES["relu"]}
 def tune_small(folder, trials, target_name="llvm", cases=CASES, **options):
     """Tune to the end; returns the tasks."""
     target = get_target(target_name)
-    tasks = extract_tasks((emit_operator(case, 1, target), 1) for case in cases.values())
+    tasks = extract_tasks(((emit_operator(case, 1, target), 1) for case in cases.values()), target)
     store = Store(Path(folder), target)
     try:
         chosen = tune.TuneOptions((), trials=trials, **options)

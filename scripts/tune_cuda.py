@@ -1,0 +1,115 @@
+"""Tune the CUDA kernels of the networks on this GPU, unattended, within a given time.
+
+    python scripts/tune_cuda.py --minutes 6
+
+Code for cuda-h100 is tuned on an H100. Code for cuda-v100 is tuned on the same card, which runs its
+compute_70 PTX: a proxy, not a V100, and the README in its folder says so. Every batch of candidates
+is in the log when it is done: killed or out of time, it goes on where it stopped when it is run
+again. Each record was compared with the NumPy reference on random inputs over the whole domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+from rich.console import Console
+
+from intswin.compile import cuda_driver, tuning_log
+from intswin.compile.gpu_artifacts import Stopwatch
+from intswin.compile.targets import cuda_arch, get_target
+from intswin.compile.tune import TuneOptions, read_networks, tune
+from intswin.models.errors import IntswinError
+
+
+def main() -> None:
+    """Parse the command line and tune each target in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--minutes", type=float, default=10.0, help="for everything together")
+    add("--targets", default="cuda-h100:0.7,cuda-v100:1", help="name:share of the time left")
+    add("--networks", default="swin_tiny_patch4_window7_224,swin_micro")
+    add("--activations", default="relu,igelu")
+    add("--batches", default="32,1,8,128")
+    add("--trials", type=int, default=96, help="of each kernel, at most")
+    add("--logs", type=Path, default=Path(__file__).parents[1] / "tuning_logs")
+    add("--move-aside", action="store_true", help="rename logs of other versions, start anew")
+    options = parser.parse_args()
+    end, say = time.monotonic() + 60 * options.minutes, Stopwatch()
+    console = Console(highlight=False)
+    job = TuneOptions(
+        networks=tuple(options.networks.split(",")),
+        activations=tuple(options.activations.split(",")),
+        batches=tuple(int(batch) for batch in options.batches.split(",")),
+        trials=options.trials,
+        logs=options.logs,
+        move_aside=options.move_aside,
+    )
+    gpu = cuda_driver.gpu()
+    say(f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}, driver for CUDA {gpu.driver}")
+    networks = read_networks(job, console)
+    failed = False
+    for entry in options.targets.split(","):
+        target, _, share = entry.partition(":")
+        hours = max(0.0, float(share or 1) * (end - time.monotonic()) / 3600)
+        say(f"tuning for {target}, {60 * hours:.1f} minutes")
+        try:
+            folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
+        except IntswinError as error:
+            say(f"{target}: {error}")
+            failed = True
+            continue
+        write_readme(folder, job, target, gpu)
+        say(f"wrote {folder}")
+    sys.exit(1 if failed else 0)
+
+
+def write_readme(folder: Path, job: TuneOptions, target: str, gpu: cuda_driver.Gpu) -> None:
+    """Say next to a log where it comes from."""
+    log = tuning_log.read_log(folder)
+    journal = folder / "journal.jsonl"
+    trials = len(journal.read_text().splitlines()) if journal.exists() else 0
+    kept = sum(map(len, log.records.values()))
+    arch = cuda_arch(get_target(target))
+    own = arch == 10 * gpu.capability[0] + gpu.capability[1]
+    proxy = (
+        ""
+        if own
+        else f"""
+This log is a proxy: no {target.removeprefix("cuda-").upper()} was at hand. The candidates are \
+sm_{arch} code without tensor cores (dp4a),
+which the driver compiled from compute_{arch} PTX for the GPU above. What is best there need not be
+best on the real card; tune again on one.
+"""
+    )
+    command = shlex.join(["python", "scripts/tune_cuda.py", *sys.argv[1:]])
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    (folder / "README.md").write_text(
+        f"""# Tuning log of {folder.name}
+
+- Networks: {", ".join(job.networks)}; {", ".join(job.activations)}; \
+batch {", ".join(map(str, job.batches))}; target `{target}`.
+- GPU: {gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]}), driver for CUDA {gpu.driver}.
+- Date: {date}. Command: `{command}`.
+- Versions: apache-tvm {tvm.__version__}, apache-tvm-ffi {tvm_ffi.__version__}, \
+Python {platform.python_version()}.
+- {trials} trials; {len(log.records)} kernels are faster than by default, with {kept} records.
+{proxy}
+The files are MetaSchedule's JSON database; docs/tuning.md says how `intswin compile` uses them.
+"""
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IntswinError as error:
+        sys.exit(f"error: {error}")
