@@ -49,7 +49,7 @@ def build_with_report(
         pipeline, relax_pipeline = _checked_pipeline(reports), "default"
     # `tvm.compile` takes a TIR pipeline by name only.
     register_tir_pipeline(_PIPELINE, lambda: pipeline)
-    with _kernel_compiler(target, with_ptx=True):
+    with _kernel_compiler(target):
         executable = tvm.compile(
             mod, target=target, relax_pipeline=relax_pipeline, tir_pipeline=_PIPELINE
         )
@@ -60,10 +60,10 @@ def build_kernel(mod: tvm.IRModule, target: Target) -> tvm.runtime.Module:
     """Compile one scheduled kernel, the function "main", as `build` compiles it.
 
     Without its check, which takes as long as LLVM does: what a network uses is checked with it.
-    For a GPU it holds machine code only.
+    A library for an older GPU holds PTX too: its candidates can be measured on a newer one.
     """
     register_tir_pipeline(_PIPELINE, _pipeline)
-    with _kernel_compiler(target, with_ptx=False):
+    with _kernel_compiler(target):
         return tvm.tirx.build(mod, target, pipeline=_PIPELINE)
 
 
@@ -77,7 +77,7 @@ def export(executable: relax.VMExecutable, path: Path, target: Target) -> None:
 
 
 @contextlib.contextmanager
-def _kernel_compiler(target: Target, with_ptx: bool) -> Iterator[None]:
+def _kernel_compiler(target: Target) -> Iterator[None]:
     """Let TVM compile CUDA source as cuda_toolchain.py does; nothing for a CPU.
 
     Raises:
@@ -87,7 +87,7 @@ def _kernel_compiler(target: Target, with_ptx: bool) -> Iterator[None]:
     if not is_cuda(target):
         yield
         return
-    compiler = KernelCompiler(target, with_ptx and ptx_arch(target) is not None)
+    compiler = KernelCompiler(target, ptx_arch(target) is not None)
     compiler.install()
     try:
         yield

@@ -1,0 +1,172 @@
+"""CUDA artifacts on a real GPU: exact, without copies, in any stream, as graphs."""
+
+import numpy as np
+import pytest
+import torch
+
+from intswin.compile import cuda_check, cuda_runtime, runtime
+from intswin.compile.build import build, export
+from intswin.compile.emit import emit_kernels
+from intswin.compile.targets import get_target
+from intswin.models import integer_reference
+from intswin.models.errors import IntswinError
+
+BATCH = 2
+
+
+def images(count, size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network(relu):
+    return runtime.open_network(relu.library, relu.metadata)
+
+
+@pytest.fixture(scope="module")
+def batch(network):
+    return images(BATCH, network.preprocess.image_size)
+
+
+@pytest.fixture(scope="module")
+def expected(relu, batch):
+    return integer_reference.run(relu.graph, batch)
+
+
+def test_logits_equal_the_reference(compiled):
+    network = runtime.open_network(compiled.library, compiled.metadata)
+    pixels = images(5, network.preprocess.image_size)
+    expected = integer_reference.run(compiled.graph, pixels)
+    assert np.array_equal(network.logits(pixels), expected)
+
+
+def test_without_a_graph(relu, batch, expected):
+    network = cuda_runtime.CudaNetwork(relu.library, relu.metadata, cuda_graph=False)
+    for _ in range(3):
+        assert np.array_equal(network(batch), expected)
+
+
+@pytest.mark.parametrize("target_name", ["own", "cuda-v100"])
+def test_every_kernel_alone(compiled, tmp_path, target_name, request):
+    if target_name == "own":
+        target_name = compiled.metadata["target"]["name"]
+    target = get_target(target_name)
+    path = tmp_path / "kernels.so"
+    export(build(emit_kernels(compiled.graph, BATCH, target), target), path, target)
+    runtime.prepare_device(compiled.metadata)
+    library = path.read_bytes()
+    found = list(cuda_check.check_kernels(compiled.graph, library, BATCH, cuda=True, seed=1))
+    assert [comparison for comparison in found if comparison.different] == []
+    assert len(found) > 20
+
+
+def test_torch_in_torch_out(network, batch, expected):
+    tensor = torch.from_numpy(batch).cuda()
+    logits = network(tensor)
+    assert isinstance(logits, torch.Tensor)
+    assert logits.is_cuda
+    assert np.array_equal(logits.cpu().numpy(), expected)
+
+
+def test_cupy_in_cupy_out(network, batch, expected):
+    cupy = pytest.importorskip("cupy")
+    logits = network(cupy.asarray(batch))
+    assert isinstance(logits, cupy.ndarray)
+    assert np.array_equal(cupy.asnumpy(logits), expected)
+
+
+def test_the_current_stream_is_used(network, batch, expected):
+    """What the same stream writes before is what the network reads."""
+    tensor, source = torch.zeros(batch.shape, dtype=torch.uint8).cuda(), torch.from_numpy(batch)
+    source = source.cuda()
+    network(tensor)  # memory is in the pool
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        tensor.copy_(source)
+        logits = network(tensor)
+        assert not stream.query()  # the call came back before the copy was made
+    stream.synchronize()
+    assert np.array_equal(logits.cpu().numpy(), expected)
+
+
+def test_calls_in_two_streams_share_memory_in_turns(network, batch):
+    tensors = [torch.from_numpy(images(BATCH, batch.shape[1], seed)).cuda() for seed in (1, 2)]
+    torch.cuda.synchronize()
+    expected = [network(tensor.cpu().numpy()) for tensor in tensors]
+    streams = [torch.cuda.Stream() for _ in tensors]
+    for _ in range(20):
+        results = [network(t, stream=s) for t, s in zip(tensors, streams, strict=True)]
+        torch.cuda.synchronize()
+        for result, right in zip(results, expected, strict=True):
+            assert np.array_equal(result.cpu().numpy(), right)
+
+
+def test_own_capture(network, batch, expected):
+    tensor = torch.zeros(batch.shape, dtype=torch.uint8).cuda()
+    call = network.capture(tensor)
+    tensor.copy_(torch.from_numpy(batch))
+    call.replay()
+    other = network(torch.zeros_like(tensor))  # has other memory between the layers
+    assert np.array_equal(call.logits.cpu().numpy(), expected)
+    assert not np.array_equal(other.cpu().numpy(), expected)
+
+
+def test_capture_by_torch(network, batch, expected):
+    tensor = torch.zeros(batch.shape, dtype=torch.uint8).cuda()
+    network(tensor)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = network(tensor)
+    tensor.copy_(torch.from_numpy(batch))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert np.array_equal(logits.cpu().numpy(), expected)
+
+
+def test_no_allocation_after_the_first_call(network, batch):
+    tensor = torch.from_numpy(batch).cuda()
+    network(tensor)
+    torch.cuda.synchronize()
+    free = torch.cuda.mem_get_info()[0]
+    for _ in range(10):
+        network(tensor)
+        network(batch)
+    torch.cuda.synchronize()
+    assert torch.cuda.mem_get_info()[0] == free
+
+
+def test_kernel_times(network, relu, batch):
+    times = network.kernel_times(batch)
+    assert len(times) >= len(relu.graph.nodes) // 2
+    assert all(1e-7 < seconds < 1e-2 for _, seconds in times)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (lambda x: x.cpu(), "in the CPU's memory"),
+        (lambda x: x.to(torch.int8), "the tensor is int8"),
+        (lambda x: x.permute(0, 2, 1, 3), "not contiguous"),
+        (lambda x: x[:1], r"\(1, "),
+    ],
+)
+def test_unfit_tensors_are_refused(network, batch, bad, words):
+    with pytest.raises(IntswinError, match=words):
+        network(bad(torch.from_numpy(batch).cuda()))
+
+
+def test_too_large_for_the_gpu(relu, batch):
+    """Somebody else has the memory."""
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0]
+    hog = torch.empty(free - (1 << 20), dtype=torch.uint8, device="cuda")
+    try:
+        with pytest.raises(IntswinError, match="memory does not suffice") as error:
+            runtime.open_network(relu.library, relu.metadata)(batch)
+        assert "\n" not in str(error.value)
+    finally:
+        del hog
+        torch.cuda.empty_cache()
