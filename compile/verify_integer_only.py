@@ -101,11 +101,15 @@ def _walk(
             operations.append(f"a call that cannot be checked, {_describe(value)}")
         if isinstance(value, ir.Call) and _name(value) == _DEVICE_FUNCTION_CALL:
             called[str(value.args[0].value)] += 1
-        elif is_kernel and isinstance(value, _OPERATIONS) and isinstance(value.ty, ir.PrimType):
+        elif is_kernel and dtype and _computes(value):
             counts[re.sub(r"x\d+$", "", dtype)] += 1
 
     structural_walk(func, check)
     return next(iter(operations + variables), "")
+
+
+def _computes(value: Any) -> bool:
+    return isinstance(value, _OPERATIONS) and isinstance(value.ty, ir.PrimType)
 
 
 def _dtype(value: Any) -> str:
