@@ -6,8 +6,9 @@ import numpy as np
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.schedules import simd
+from intswin.compile.schedules import cuda_attention, simd
 from intswin.compile.schedules.attention import AttentionShape, attention_kernel, padded_tokens
+from intswin.compile.targets import is_cuda
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import Node
 
@@ -25,7 +26,6 @@ def emit(
     heads, d = int(node.attrs["heads"]), int(node.attrs["d"])
     if d % 16:
         raise IntswinError(f"{node.name}: heads of {d} channels; a multiple of 16 is needed")
-    isa = simd.Simd.of(target)
     windows, tokens = rows.shape
     shape = AttentionShape(
         batch=batch,
@@ -38,9 +38,23 @@ def emit(
     )
     arrays = [rows.astype(np.int32), node.tensors["params"].astype(np.int32)]
     if bias is not None:
-        padding = padded_tokens(tokens, isa) - tokens
-        arrays.append(np.pad(bias.astype(np.int16), [(0, 0), (0, 0), (0, 0), (0, padding)]))
+        arrays.append(_arranged(bias.astype(np.int16), target))
         arrays.append(node.tensors["pattern"].astype(np.int32))
-    gvar = bb.add_func(attention_kernel(shape, isa), "attention")
+    if is_cuda(target):
+        kernel = cuda_attention.attention_kernel(
+            shape, None if bias is None else arrays[2].shape, target
+        )
+    else:
+        kernel = attention_kernel(shape, simd.Simd.of(target))
+    gvar = bb.add_func(kernel, "attention")
     out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
     return bb.emit(relax.call_tir(gvar, [qkv, *simd.constants(*arrays)], out))
+
+
+def _arranged(bias: np.ndarray, target: Target) -> np.ndarray:
+    """The bias (P, heads, n, n) as the kernel for `target` reads it."""
+    if is_cuda(target):
+        return cuda_attention.arrange_bias(bias, target)
+    tokens = bias.shape[3]
+    padding = padded_tokens(tokens, simd.Simd.of(target)) - tokens
+    return np.pad(bias, [(0, 0), (0, 0), (0, 0), (0, padding)])
