@@ -109,7 +109,7 @@ def _arguments(
     (passed,) = (call.args[1] for call in calls if isinstance(call, relax.Call))
     given = dict(zip(node.inputs, arrays, strict=True))
     arguments = [
-        one.value.numpy() if isinstance(one, tvm.ir.GenericConst) else given[one.name_hint]
+        one.value.numpy() if isinstance(one, tvm.ir.GenericConst) else given[one.name]
         for one in passed
     ]
     for array, (shape, dtype) in zip(arguments, spec.arguments[:-1], strict=True):

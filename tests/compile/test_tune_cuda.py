@@ -1,0 +1,154 @@
+"""Tuning for CUDA without a GPU: candidates are compiled; a stand-in says how fast they are."""
+
+import time
+
+import numpy as np
+import pytest
+import tvm
+from rich.console import Console
+from tvm import tirx
+from tvm_ffi import structural_equal
+
+import graphs
+from intswin.compile import tune, tuning_log
+from intswin.compile.targets import get_target
+from intswin.compile.tuner import machines as machines_module
+from intswin.compile.tuner import space
+from intswin.compile.tuner.cuda_data import random_problem
+from intswin.compile.tuner.kernel_data import KernelSpec
+from intswin.compile.tuner.search import propose
+from intswin.compile.tuner.store import Store
+from intswin.compile.tuner.tasks import extract_tasks
+from intswin.models.errors import IntswinError
+from operator_runner import emit_operator
+
+H100, V100 = get_target("cuda-h100"), get_target("cuda-v100")
+RNG = np.random.default_rng(0)
+CASE = graphs.random_linear(RNG, 49, 64, 128, zero_point=0)
+FORMS = {
+    "relu": CASE,
+    "residual": graphs.random_linear(RNG, 49, 128, 64, out="i16", residual=True),
+    "igelu": graphs.random_linear(RNG, 7, 48, 40, activation="igelu"),
+    "shiftgelu": graphs.random_linear(RNG, 7, 48, 40, activation="shiftgelu"),
+    "odd": graphs.random_linear(RNG, 5, 6, 3, out="i32"),
+}
+
+
+class FakeMachines:
+    """A GPU on which larger libraries are slower, and the default is slowest."""
+
+    def __init__(self):
+        self.libraries = []
+
+    def measure(self, spec, reference, candidates, give_up):
+        assert spec.target
+        return [self._seconds(path, reference) for path in candidates]
+
+    def compare(self, spec, reference, candidates, rounds):
+        return [self._seconds(path, reference) for path in candidates]
+
+    def peak(self, target, folder):
+        return 1e15
+
+    def close(self):
+        pass
+
+    def _seconds(self, path, reference):
+        data = open(path, "rb").read()
+        assert b"\x7fELF" in data[4:]  # machine code of a GPU inside
+        self.libraries.append(data)
+        return 1e-3 if path == reference else len(data) * 1e-9
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    found = FakeMachines()
+    monkeypatch.setattr(machines_module.Machines, "local", lambda _target: found)
+    return found
+
+
+def run(folder, target, trials):
+    tasks = extract_tasks([(emit_operator(CASE, 2, target), 2)], target)
+    store = Store(folder, target)
+    try:
+        options = tune.TuneOptions((), trials=trials)
+        console = Console(highlight=False, width=120)
+        tune.run_job(tasks, target, store, options, time.monotonic() + 300, console)
+    finally:
+        store.close()
+    return tasks
+
+
+@pytest.mark.parametrize("target", [H100, V100], ids=["h100", "v100"])
+def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, target, capsys):
+    folder = tmp_path / tuning_log.log_name(target)
+    (task,) = run(folder, target, 8)
+    log = tuning_log.read_log(folder)
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == 8
+    assert not log.broken
+    (records,) = log.records.values()
+    best = tune.tile_of_trace(records[0].trace, target)
+    assert best != space.default_tile(task.shape)
+    expected = space.finished(space.decide(task.module, target, best), target)["main"]
+    monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(tmp_path))
+    tuned = tuning_log.apply_tuned_schedules(emit_operator(CASE, 2, target), target)
+    (kernel,) = [f for f in tuned.functions.values() if isinstance(f, tirx.PrimFunc)]
+    assert "tirx.is_scheduled" in kernel.attrs
+    assert structural_equal(kernel.body, expected.body, map_free_vars=True)
+    # It goes on where it stopped: the journal is read, in the target's own kinds of tiles.
+    before = len(fake.libraries)
+    run(folder, target, 10)
+    assert len((folder / "journal.jsonl").read_text().splitlines()) == 10
+    assert len(fake.libraries) - before < 10
+    assert "8/8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", [H100, V100], ids=["h100", "v100"])
+@pytest.mark.parametrize("form", FORMS)
+def test_random_problems_fit_what_the_kernel_computes(target, form):
+    """The description of the kernel, run on the CPU, gives what the reference expects."""
+    mod = emit_operator(FORMS[form], 3, target)
+    (func,) = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    workload = tuning_log.workload_module(func)
+    spec = KernelSpec.of(workload["main"], target)
+    library = tvm.tirx.build(workload, tvm.target.Target("llvm"))
+    out = tvm.runtime.empty(*spec.arguments[-1])
+    for seed in range(3):
+        problem = random_problem(spec, np.random.default_rng(seed))
+        library["main"](*map(tvm.runtime.tensor, problem.arguments), out)
+        actual = out.numpy().reshape(-1, out.shape[-1])[problem.rows]
+        assert np.array_equal(actual, problem.expected)
+        assert len(np.unique(actual)) > 5
+
+
+def test_rows_of_large_problems_are_a_sample():
+    mod = emit_operator(CASE, 60, H100)
+    (func,) = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    spec = KernelSpec.of(func.with_attr("global_symbol", "main"), H100)
+    rows = random_problem(spec, np.random.default_rng(0)).rows
+    assert len(rows) == len(set(rows)) == 1024
+    assert (rows[0], rows[-1]) == (0, 60 * 49 - 1)
+    assert (np.diff(rows) > 0).all()
+
+
+def test_proposals_are_of_the_space():
+    (task,) = extract_tasks([(emit_operator(CASE, 2, H100), 2)], H100)
+    tiles = propose(task.shape, {}, [], 16, seed=0)
+    assert len(set(tiles)) == 16
+    assert tiles[0] == space.default_tile(task.shape)
+    for tile in tiles[1:]:
+        made = {}
+        for field in space.fields(task.shape):
+            assert getattr(tile, field) in space.candidates(task.shape, field, made)
+            made[field] = getattr(tile, field)
+    assert space.tile(H100, list(vars(tiles[0]).values())) == tiles[0]
+    with pytest.raises(TypeError, match="no tile has 2 decisions"):
+        space.tile(H100, [1, 2])
+
+
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(
+        machines_module.cuda_runtime, "check_runs_here", lambda _code: ("there is no GPU", "")
+    )
+    with pytest.raises(IntswinError, match="cannot be measured here: there is no GPU"):
+        machines_module.Machines.local(H100)
