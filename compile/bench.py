@@ -7,6 +7,7 @@ differences that matter; compare medians within a run, never across runs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -43,11 +44,13 @@ class BenchOptions:
 
     Attributes:
         network: swin_micro or a timm name; other networks than swin_micro get random weights.
-        target: a CPU target that this machine can run.
+        target: one that this machine can run. On a GPU, images are copied to it and logits back,
+            and the FLOAT variants, which use the CPU, are left out.
         threads: of TVM and torch; None for every core.
         variants: of INTEGER and FLOAT, in the order of the report.
         rounds: timed calls of each variant.
         profile: also time each kernel of the variants that TVM compiled.
+        cuda_graph: on a GPU, run a network by one graph, not by a launch for each kernel.
     """
 
     network: str
@@ -57,6 +60,7 @@ class BenchOptions:
     variants: tuple[str, ...]
     rounds: int
     profile: bool
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         for name in self.variants:
@@ -88,6 +92,14 @@ def run(options: BenchOptions, progress: Progress) -> dict[str, Any]:
     if options.threads:
         os.environ["TVM_NUM_THREADS"] = str(options.threads)
     use_all_cores()
+    if options.target.startswith("cuda"):
+        integer = tuple(name for name in options.variants if name in INTEGER)
+        if not integer:
+            raise IntswinError(
+                f"on a GPU only {', '.join(INTEGER)} can be measured; "
+                "scripts/bench_gpu.py compares with PyTorch there"
+            )
+        options = dataclasses.replace(options, variants=integer)
     variants = _make_variants(options, progress)
     turns = -(-options.rounds // CALLS_A_TURN)
     samples: dict[str, list[float]] = {variant.name: [] for variant in variants}
@@ -118,15 +130,22 @@ def run(options: BenchOptions, progress: Progress) -> dict[str, Any]:
 
 
 def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
+    from intswin.compile import cuda_runtime  # noqa: PLC0415
+    from intswin.compile.cuda_toolchain import ptx_arch  # noqa: PLC0415
     from intswin.compile.pipeline import (  # noqa: PLC0415
         CompileOptions,
         compile_network,
         load_float_network,
     )
-    from intswin.compile.targets import get_target  # noqa: PLC0415
+    from intswin.compile.targets import get_target, is_cuda  # noqa: PLC0415
 
-    requirements = host_cpu.requirements(get_target(options.target))
-    reason = host_cpu.missing(requirements["machine"], requirements["features"])
+    target = get_target(options.target)
+    if is_cuda(target):
+        code = {"arch": str(target.attrs["arch"]), "ptx": ptx_arch(target)}
+        reason, _ = cuda_runtime.check_runs_here(code)
+    else:
+        requirements = host_cpu.requirements(target)
+        reason = host_cpu.missing(requirements["machine"], requirements["features"])
     if reason:
         raise IntswinError(f"target {options.target} cannot be measured here: {reason}")
     variants = {}
@@ -136,7 +155,9 @@ def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
                 network=options.network, activation=name, target=options.target, batch=options.batch
             )
             compiled = compile_network(fields, lambda step, name=name: progress(f"{name}: {step}"))
-            network = runtime.open_network(compiled.library, compiled.metadata)
+            network = runtime.open_network(
+                compiled.library, compiled.metadata, cuda_graph=options.cuda_graph
+            )
             variants[name] = _integer_variant(name, network)
     float_names = [name for name in options.variants if name in FLOAT]
     if float_names:
@@ -237,8 +258,19 @@ def _conditions(options: BenchOptions) -> dict[str, Any]:
         "rounds": options.rounds,
         "threads": int(os.environ.get("TVM_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]),
         **machine_conditions(),
+        **_gpu_conditions(options),
         "command": shlex.join(["intswin", *sys.argv[1:]]),
     }
+
+
+def _gpu_conditions(options: BenchOptions) -> dict[str, Any]:
+    """What replaces the CPU in the conditions."""
+    if not options.target.startswith("cuda"):
+        return {}
+    from intswin.compile import cuda_driver  # noqa: PLC0415
+
+    gpu = cuda_driver.gpu()
+    return {"device": gpu.name, "driver": gpu.driver, "cuda_graph": options.cuda_graph}
 
 
 def machine_conditions(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -130,12 +130,19 @@ def bench(
     variants: option.Variants = "relu,igelu,shiftgelu,float,torch",
     rounds: option.Rounds = 50,
     profile: option.Profile = False,
+    cuda_graph: option.CudaGraph = True,
     output: option.BenchOutput = None,
 ) -> None:
     """Time the variants of one network in turns and compare them."""
     from intswin.compile import commands  # noqa: PLC0415
 
-    commands.bench(network, target, batch, threads, variants.split(","), rounds, profile, output)
+    commands.bench(
+        *(network, target, batch, threads, variants.split(",")),
+        rounds=rounds,
+        profile=profile,
+        cuda_graph=cuda_graph,
+        output=output,
+    )
 
 
 @app.command()

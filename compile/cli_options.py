@@ -121,6 +121,9 @@ Threads = Annotated[
     int | None, typer.Option(help="Threads of TVM and torch. Default: every core.", min=1)
 ]
 Rounds = Annotated[int, typer.Option(help="Timed calls of each variant.", min=1)]
+CudaGraph = Annotated[
+    bool, typer.Option(help="On a GPU, run a network as one CUDA graph, not kernel by kernel.")
+]
 Profile = Annotated[bool, typer.Option("--profile", help="Time each kernel too.")]
 BenchOutput = Annotated[
     Path | None,

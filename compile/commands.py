@@ -146,8 +146,10 @@ def bench(
     batch: int,
     threads: int | None,
     variants: Sequence[str],
+    *,
     rounds: int,
     profile: bool,
+    cuda_graph: bool,
     output: Path | None,
 ) -> None:
     """`intswin bench`."""
@@ -159,7 +161,7 @@ def bench(
     with _progress() as progress:
         result = benchmark.run(
             benchmark.BenchOptions(
-                network, target, batch, threads, tuple(variants), rounds, profile
+                network, target, batch, threads, tuple(variants), rounds, profile, cuda_graph
             ),
             progress,
         )

@@ -58,8 +58,12 @@ def load(path: str | Path, device: int = 0) -> Network:
     return open_network(stored.library, stored.metadata, device)
 
 
-def open_network(library: bytes, metadata: dict[str, Any], device: int = 0) -> Network:
+def open_network(
+    library: bytes, metadata: dict[str, Any], device: int = 0, cuda_graph: bool = True
+) -> Network:
     """A network in memory that runs here; for a GPU, it is a `cuda_runtime.CudaNetwork`.
+
+    `device` and `cuda_graph` are arguments of that class.
 
     Raises:
         IntswinError: there is no usable GPU, or its memory does not suffice.
@@ -67,7 +71,7 @@ def open_network(library: bytes, metadata: dict[str, Any], device: int = 0) -> N
     if metadata["target"]["kind"] == "cuda":
         from intswin.compile.cuda_runtime import CudaNetwork  # noqa: PLC0415 - opens CUDA
 
-        return CudaNetwork(library, metadata, device)
+        return CudaNetwork(library, metadata, device, cuda_graph)
     return CompiledNetwork(library, metadata)
 
 
