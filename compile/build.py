@@ -15,7 +15,7 @@ from tvm.support.cc import get_cc
 from tvm.target import Target
 from tvm.tirx import get_tir_pipeline, register_tir_pipeline
 
-from intswin.compile.cuda_toolchain import KernelCompiler, ptx_arch
+from intswin.compile.cuda_toolchain import KernelCompiler
 from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.stack_buffers import keep_small_buffers_on_stack
 from intswin.compile.targets import is_cuda
@@ -87,7 +87,7 @@ def _kernel_compiler(target: Target) -> Iterator[None]:
     if not is_cuda(target):
         yield
         return
-    compiler = KernelCompiler(target, ptx_arch(target) is not None)
+    compiler = KernelCompiler(target)
     compiler.install()
     try:
         yield

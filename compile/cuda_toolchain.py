@@ -50,9 +50,9 @@ class KernelCompiler:
         used: whether TVM called it.
     """
 
-    def __init__(self, target: Target, with_ptx: bool) -> None:
+    def __init__(self, target: Target) -> None:
         self._arch, self._toolkit = str(target.attrs["arch"]), find_toolkit(target)
-        self._with_ptx = with_ptx
+        self._with_ptx = ptx_arch(target) is not None
         self.error: IntswinError | None = None
         self.used = False
 

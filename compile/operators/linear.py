@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 from tvm.target import Target
 
-from intswin.compile.operators import packed_weight
+from intswin.compile.operators import cuda_linear, packed_weight
 from intswin.compile.operators.expressions import (
     add_saturating,
     clamp,
@@ -21,6 +21,7 @@ from intswin.compile.operators.expressions import (
     requant16,
 )
 from intswin.compile.operators.integer_gelu import igelu, shiftgelu
+from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import Node
 
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
@@ -32,6 +33,8 @@ def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit x uint8 (B, R, K) [, residual int16 (B, R, N)] -> (B, R, N)."""
+    if is_cuda(target):
+        return cuda_linear.emit(bb, node, inputs, batch, target)
     layout = packed_weight.weight_layout(target)
     columns = packed_weight.COLUMNS[layout]
     weight = node.tensors["weight"]
