@@ -10,6 +10,7 @@ from intswin.compile.targets import TARGET_NAMES
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CPU_TARGETS = [name for name in TARGET_NAMES if not name.startswith("cuda")]
+CUDA_TARGETS = [name for name in TARGET_NAMES if name.startswith("cuda")]
 
 
 @pytest.mark.parametrize("target", CPU_TARGETS)
@@ -21,3 +22,11 @@ def test_compile_script_of_target(tmp_path, target):
     assert result.returncode == 2
     assert "none.pth: no such checkpoint" in result.stderr
     assert f'"{target}"' in script.read_text()
+
+
+@pytest.mark.parametrize("target", CUDA_TARGETS)
+def test_compile_script_of_cuda_target(target):
+    """Not run: without NVRTC it says so first (test_cuda_build.py)."""
+    source = (SCRIPTS / f"compile_{target.replace('-', '_')}.py").read_text()
+    assert f'sys.argv[1:1] = ["compile", "--target", "{target}"]' in source
+    compile(source, target, "exec")
