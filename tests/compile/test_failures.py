@@ -126,7 +126,7 @@ def test_truncated_artifact(tmp_path, micro_artifact, photo):
     [
         ({"machine": "riscv64"}, f"riscv64 and this machine is {platform.machine()}"),
         ({"features": ["no_such_instructions"]}, "this CPU lacks no_such_instructions"),
-        ({"kind": "cuda", "name": "cuda-h100"}, "it runs on a GPU"),
+        ({"kind": "cuda", "name": "cuda-h100", "arch": "sm_90a"}, "cannot run CUDA code"),
     ],
 )
 def test_artifact_of_another_machine(tmp_path, micro_artifact, photo, changes, says):
