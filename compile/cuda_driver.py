@@ -6,6 +6,7 @@ with it, with torch and with CuPy.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -26,7 +27,7 @@ _OLDEST_DRIVER_NAME = "580"
 # cuda.h and driver_types.h
 _NO_DEVICE, _OUT_OF_MEMORY = 100, 2
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _PROCESSORS, _CLOCK_KHZ, _L2_BYTES = 75, 76, 16, 13, 38
-_CAPTURE_THREAD_LOCAL = 1
+_CAPTURE_RELAXED = 2
 _NON_BLOCKING = 1
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 
@@ -188,9 +189,19 @@ class CudaRuntime:
         return milliseconds.value / 1e3
 
     def begin_capture(self, stream: int) -> None:
-        """Record what this thread puts into the stream from now on."""
-        mode = c_int(_CAPTURE_THREAD_LOCAL)
+        """Record what this thread puts into the stream from now on; memory may be allocated."""
+        mode = c_int(_CAPTURE_RELAXED)
         self._call("cudaStreamBeginCapture", c_void_p(stream), mode)
+
+    @contextlib.contextmanager
+    def allocation_while_capturing(self) -> Iterator[None]:
+        """Let this thread allocate memory although a stream is being captured."""
+        mode = c_int(_CAPTURE_RELAXED)
+        self._call("cudaThreadExchangeStreamCaptureMode", byref(mode))
+        try:
+            yield
+        finally:
+            self._call("cudaThreadExchangeStreamCaptureMode", byref(mode))
 
     def end_capture(self, stream: int) -> int:
         """The recorded graph."""

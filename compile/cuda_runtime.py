@@ -207,8 +207,12 @@ class CudaNetwork(Network):
             if not self._cuda.is_capturing(stream):
                 with self._order.turn(stream):
                     return self._main(tensor)
-            # A graph goes on using its memory when nothing here refers to it any more.
-            with instrumented(self._machine, _keeper(self._kept)):
+            # A graph goes on using its memory when nothing here refers to it any more. What is kept
+            # cannot be used for a later layer, so that more may be needed than for a call.
+            with (
+                self._cuda.allocation_while_capturing(),
+                instrumented(self._machine, _keeper(self._kept)),
+            ):
                 logits = self._main(tensor)
             self._kept.append(logits)
             return logits
