@@ -99,9 +99,10 @@ def find_toolkit(target: Target) -> Toolkit:
     """
     release = 13 if cuda_arch(target) >= _OLDEST_OF_RELEASE_13 else 12
     for nvrtc, includes in _toolkits(release):
-        if nvrtc.is_file() and includes[0].is_dir():
+        headers = [folder / "cuda/std/cstdint" for folder in includes]  # TVM's source asks for it
+        if nvrtc.is_file() and any(header.is_file() for header in headers):
             return Toolkit(nvrtc, includes)
-    raise _missing(f"NVRTC {release}", str(target.attrs["arch"]), release)
+    raise _missing(f"NVRTC {release} (with its headers)", str(target.attrs["arch"]), release)
 
 
 def compile_source(source: str, arch: str, toolkit: Toolkit) -> tuple[bytes, bytes]:
