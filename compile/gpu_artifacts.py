@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
 from pathlib import Path
 
 from intswin.models.errors import IntswinError
 
 Say = Callable[[str], None]
+BUILD_SECONDS = 600.0
 _KERNELS = ".kernels.so"  # beside an artifact: its different kernels, to be called alone
 
 
@@ -57,7 +58,12 @@ class Stopwatch:
 
 
 def build_missing(
-    specs: Sequence[ArtifactSpec], folder: Path, kernels: bool, jobs: int, say: Say
+    specs: Sequence[ArtifactSpec],
+    folder: Path,
+    kernels: bool,
+    jobs: int,
+    say: Say,
+    seconds: float = BUILD_SECONDS,
 ) -> dict[ArtifactSpec, str]:
     """Compile what is not in `folder` yet.
 
@@ -67,6 +73,7 @@ def build_missing(
         kernels: also make the libraries of single kernels.
         jobs: processes; 0 compiles in this one.
         say: is given a line for each.
+        seconds: for all together, after which the processes end.
 
     Returns:
         why some could not be compiled; empty when all are there.
@@ -95,15 +102,21 @@ def build_missing(
         say(f"compiling {len(missing)} artifacts in {min(jobs, len(missing))} processes")
         threads = max(1, (os.cpu_count() or 1) // jobs)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(missing)), context) as pool:
-            futures = {
-                pool.submit(_build, spec, folder, kernels, threads): spec for spec in missing
-            }
-            for future in as_completed(futures):
+        pool = ProcessPoolExecutor(min(jobs, len(missing)), context)
+        futures = {pool.submit(_build, spec, folder, kernels, threads): spec for spec in missing}
+        try:
+            for future in as_completed(futures, timeout=seconds):
                 try:
                     note(futures[future], future.result())
                 except Exception as error:  # the process died
                     note(futures[future], f"{type(error).__name__}: {error}")
+        except TimeoutError:
+            for future, spec in futures.items():
+                if not future.done():
+                    note(spec, f"not done after {seconds:.0f} s")
+            for process in list(pool._processes.values()):
+                process.kill()
+        pool.shutdown(cancel_futures=True)
     return failures
 
 

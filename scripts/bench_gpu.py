@@ -40,7 +40,8 @@ def main() -> None:
         ArtifactSpec(network, activation, options.target, int(batch))
         for (network, batch), activation in itertools.product(cases, activations)
     ]
-    failures = build_missing(specs, options.artifacts, False, options.jobs, say)
+    seconds = 60 * options.build_minutes
+    failures = build_missing(specs, options.artifacts, False, options.jobs, say, seconds)
     if options.prepare:
         sys.exit(1 if failures else 0)
     result = {**conditions(), "target": options.target, "cases": []}
@@ -68,6 +69,7 @@ def parse() -> argparse.Namespace:
     add("--target", default="cuda-h100")
     add("--artifacts", type=Path, default=Path("out/gpu"), help="folder of artifacts")
     add("--prepare", action="store_true", help="compile the artifacts, measure nothing")
+    add("--build-minutes", type=float, default=10.0, help="limit of compiling")
     add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: none")
     add("--profile", action="store_true", help="also time every kernel of our ReLU network")
     add("--json", type=Path, default=Path("docs/results/bench_gpu.json"))

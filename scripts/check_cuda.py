@@ -49,8 +49,9 @@ def main() -> None:
         for target, network, activation in itertools.product(targets, networks, activations)
     ]
     on_cpu = [dataclasses.replace(case, target="llvm") for case in cases]
-    failures = build_missing(cases, options.artifacts, options.kernels, options.jobs, say)
-    failures |= build_missing(on_cpu, options.artifacts, False, options.jobs, say)
+    folder, jobs, seconds = options.artifacts, options.jobs, 60 * options.build_minutes
+    failures = build_missing(cases, folder, options.kernels, jobs, say, seconds)
+    failures |= build_missing(on_cpu, folder, False, jobs, say, seconds)
     if options.prepare:
         for case in dict.fromkeys(on_cpu):
             if case not in failures:
@@ -96,6 +97,7 @@ def parse() -> argparse.Namespace:
     add("--batch", type=int, help="default: 32 for swin_micro, 8 for swin_tiny")
     add("--images", type=int, help="default: 256 for swin_micro, 8 for swin_tiny")
     add("--no-kernels", dest="kernels", action="store_false", help="networks only")
+    add("--build-minutes", type=float, default=10.0, help="limit of compiling")
     add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: none")
     add("--json", type=Path, default=Path("out/gpu/check.json"))
     options = parser.parse_args()

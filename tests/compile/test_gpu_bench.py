@@ -6,7 +6,7 @@ import time
 import pytest
 
 from intswin.compile import gpu_bench, gpu_bench_report, gpu_peak
-from intswin.compile.gpu_artifacts import ArtifactSpec
+from intswin.compile.gpu_artifacts import ArtifactSpec, build_missing
 from intswin.compile.gpu_bench import Contestant, race, speedups
 from intswin.compile.operator_profile import OperatorTime
 from intswin.models.errors import IntswinError
@@ -112,3 +112,13 @@ def test_peak():
 def test_names_of_artifacts(tmp_path):
     spec = ArtifactSpec("swin_micro", "relu", "cuda-h100", 32)
     assert spec.path(tmp_path).name == "swin_micro_relu_cuda-h100_b32.intswin"
+
+
+def test_builders_that_do_not_finish_are_ended(tmp_path):
+    said = []
+    spec = ArtifactSpec("swin_micro", "relu", "llvm", 1)
+    start = time.monotonic()
+    failures = build_missing([spec], tmp_path, False, 1, said.append, seconds=0.5)
+    assert failures == {spec: "not done after 0 s"}
+    assert time.monotonic() - start < 10
+    assert not list(tmp_path.iterdir())
