@@ -6,8 +6,9 @@ import numpy as np
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.schedules import simd
+from intswin.compile.schedules import cuda_layer_norm, simd
 from intswin.compile.schedules.layer_norm import LayerNormShape, layer_norm_kernel
+from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import Node
 
 
@@ -29,8 +30,14 @@ def emit(
         shift=int(node.attrs["shift"]),
     )
     arrays = [] if rows is None else [rows.astype(np.int32)]
-    arrays += [node.tensors["gamma"].astype(np.int16), node.tensors["beta"].astype(np.int32)]
+    cuda = is_cuda(target)
+    arrays.append(node.tensors["gamma"].astype(np.int32 if cuda else np.int16))
+    arrays.append(node.tensors["beta"].astype(np.int32))
     arrays.append(node.tensors["params"].astype(np.int64))
-    gvar = bb.add_func(layer_norm_kernel(shape, simd.Simd.of(target)), "layer_norm")
+    if cuda:
+        kernel = cuda_layer_norm.layer_norm_kernel(shape)
+    else:
+        kernel = layer_norm_kernel(shape, simd.Simd.of(target))
+    gvar = bb.add_func(kernel, "layer_norm")
     out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
     return bb.emit(relax.call_tir(gvar, [x, *simd.constants(*arrays)], out))

@@ -2,8 +2,8 @@
 
 A block of threads has queries of one head of one window. Its keys lie in shared memory, _TILE of
 them at a time, row by row, and the values with four keys of a channel in a word; all threads of a
-warp read the same word of them at once. A window of one tile keeps its scores in registers, a longer
-one computes them twice: for the maximum and for the sums.
+warp read the same word of them at once. A window of one tile keeps its scores in registers, for a
+longer one they are computed twice: for the maximum and for the sums.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
+from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr, signed, unsigned
 
 EXPONENTIAL = (4278009928, 11218942, 11221)  # A, B, C; margins of 0.2 % of a step to both sides
 _FIRST_RECIPROCAL = 23860  # of the values whose result is never above, the one closest to it
@@ -99,16 +99,6 @@ def _error(x: Expr, y: Expr) -> Expr:
     return signed(tirx.const(1 << 31, "uint32") - unsigned(x) * unsigned(y))
 
 
-def signed(x: Expr) -> Expr:
-    """The bits of a uint32 as an int32."""
-    return tirx.reinterpret("int32", x)
-
-
-def unsigned(x: Expr) -> Expr:
-    """The bits of an int32 as a uint32."""
-    return tirx.reinterpret("uint32", x)
-
-
 def top(maximum: Expr) -> Expr:
     """M of the largest T of a row, a uint32."""
     m = ((maximum + int32(1 << 14)) | int32(32767)) - int32(1 << 14)
@@ -125,7 +115,7 @@ def exponential(m: Expr, score: Expr) -> Expr:
 
 
 def pack_probabilities(y0: Expr, y1: Expr, y2: Expr, y3: Expr) -> Expr:
-    """p of four results of `exponential` in the bytes of an int32, the first lowest."""
+    """Give p of four results of `exponential` in the bytes of an int32, the first lowest."""
     half = tirx.const(0x00800080, "uint32")
     low = T.Bind(cuda.permute_bytes(y0, y1, 0x7632) + half)
     high = T.Bind(cuda.permute_bytes(y2, y3, 0x7632) + half)

@@ -147,11 +147,7 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
   asm volatile("st.shared.b32 [%0], %1;" :: "r"(address), "r"(r) : "memory");
 """,
     ),
-    "intswin_load_global_4": (
-        "void",
-        "int* r, const void* source",
-        "\n  r[0] = *(const int*)source;\n",
-    ),
+    "intswin_load_global_4": ("void", "int* r, const void* source", "\n  *r = *(int*)source;\n"),
     **{
         f"intswin_load_global_{4 * count}": (
             "void",
@@ -194,6 +190,11 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
     "intswin_shuffle_xor": (
         "int",
         "int x, int lanes",
+        "\n  return __shfl_xor_sync(0xffffffffu, x, lanes);\n",
+    ),
+    "intswin_shuffle_xor_64": (
+        "long long",
+        "long long x, int lanes",
         "\n  return __shfl_xor_sync(0xffffffffu, x, lanes);\n",
     ),
     "intswin_permute_bytes": (
@@ -335,9 +336,10 @@ def pack_s16(x0: Expr, x1: Expr) -> Expr:
     return _call("intswin_pack_s16", x0, x1, dtype="int32")
 
 
-def shuffle_xor(x: Expr, lanes: int) -> Expr:
-    """The int32 `x` of the lane whose number is this one's xor `lanes`; by a whole warp."""
-    return _call("intswin_shuffle_xor", x, tirx.const(lanes, "int32"), dtype="int32")
+def shuffle_xor(x: Expr, lanes: int, dtype: str = "int32") -> Expr:
+    """`x`, int32 or int64, of the lane whose number is this one's xor `lanes`; by a whole warp."""
+    name = "intswin_shuffle_xor" + ("_64" if dtype == "int64" else "")
+    return _call(name, x, tirx.const(lanes, "int32"), dtype=dtype)
 
 
 def permute_bytes(x: Expr, y: Expr, selector: int) -> Expr:
@@ -380,6 +382,16 @@ def _whole(buffer: Buffer) -> Buffer:
 def pointer(buffer: Buffer, *index: Expr | int) -> Expr:
     """The address of an element, as a device function takes it."""
     return tirx.address_of(buffer[index])
+
+
+def signed(x: Expr) -> Expr:
+    """The bits of a uint32 as an int32."""
+    return tirx.reinterpret("int32", x)
+
+
+def unsigned(x: Expr) -> Expr:
+    """The bits of an int32 as a uint32."""
+    return tirx.reinterpret("uint32", x)
 
 
 def _call(name: str, *args: Expr, dtype: str = "void") -> Expr:
