@@ -18,8 +18,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32, saturate
-from intswin.compile.operators.integer_gelu import shiftgelu
 from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_gelu import IntegerGelu
 from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
@@ -70,6 +70,7 @@ class Epilogue:
             self._rounding = T.Bind((args.offset[0] << int32(15)) + int32(1 << 14))
         if args.act_params is not None:
             self._act_params = [T.Bind(args.act_params[i]) for i in range(6)]
+            self._gelu = IntegerGelu(shape.activation, self._act_params[:4])
             self._half = T.Bind((int32(1) << self._act_params[4]) >> int32(1))
 
     @property
@@ -146,11 +147,9 @@ class Epilogue:
         """The result of column `i`, before it is saturated to the output's dtype."""
         bias, pre, mult = (registers[i] for registers in self._columns)
         a = saturate((acc + bias) >> pre, "int16")
-        activation = self._shape.activation
-        if activation != "none":
-            t = T.Bind((a * mult + int32(1 << 14)) >> int32(15))
-            product = _igelu if activation == "igelu" else shiftgelu
-            p = T.Bind(product(t, self._act_params) + self._half)
+        if self._args.act_params is not None:
+            t = (a * mult + int32(1 << 14)) >> int32(15)
+            p = T.Bind(self._gelu.product(t) + self._half)
             pre, mult = self._act_params[4], self._act_params[5]
             a = saturate(p >> pre, "int16")
         rounding = self._rounding
@@ -159,12 +158,3 @@ class Epilogue:
             residual = word >> int32(16) if i % 2 else (word << int32(16)) >> int32(16)
             rounding = residual * int32(1 << 15) + rounding
         return T.Bind((a * mult + rounding) >> self._last_shift)
-
-
-def _igelu(t: Expr, act_params: list[Expr]) -> Expr:
-    """As operators/integer_gelu.py: q1 + L is 2 q1 - v v and q1 - L is v v."""
-    qb, q1, e = act_params[1], act_params[2], act_params[3]
-    v = T.Bind(tirx.max(qb - tirx.max(t, int32(0) - t), int32(0)))
-    square = T.Bind(v * v)
-    g = tirx.Select(t >= int32(0), q1 * int32(2) - square, square) >> e
-    return t * g
