@@ -14,7 +14,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
-from intswin.compile.schedules import cuda_attention_dp4a, cuda_attention_mma, simd
+from intswin.compile.schedules import (
+    cuda_attention_dp4a,
+    cuda_attention_fragments,
+    cuda_attention_mma,
+    simd,
+)
 from intswin.compile.schedules.attention import AttentionShape
 from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile, default_tile
 from intswin.compile.schedules.cuda_attention_types import Arguments
@@ -23,7 +28,7 @@ from intswin.compile.targets import has_mma
 
 def arrange_bias(bias: np.ndarray, target: Target) -> np.ndarray:
     """Rearrange int16 (P, heads, n, n) as the kernel for `target` reads it."""
-    kernel = cuda_attention_mma if has_mma(target) else cuda_attention_dp4a
+    kernel = cuda_attention_fragments if has_mma(target) else cuda_attention_dp4a
     return kernel.arrange_bias(bias)
 
 
@@ -40,7 +45,7 @@ def attention_kernel(
     (B, R, heads * d). `tile` is for tensor cores, by default that of the shape.
     """
     channels = shape.heads * shape.d
-    arguments = [
+    arguments: list[tuple[str, tuple[int, ...], str]] = [
         ("qkv", (shape.batch, shape.rows, 3 * channels), "int8"),
         ("rows", (shape.windows, shape.tokens), "int32"),
         ("params", (4,), "int32"),

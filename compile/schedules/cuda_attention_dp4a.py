@@ -2,8 +2,8 @@
 
 A block of threads has queries of one head of one window. Its keys lie in shared memory, _TILE of
 them at a time, row by row, and the values with four keys of a channel in a word; all threads of a
-warp read the same word of them at once. A window of one tile keeps its scores in registers, for a
-longer one they are computed twice: for the maximum and for the sums.
+warp read the same word of them at once. A window of one tile keeps its scores in registers, unless
+its heads are wide; for others they are computed twice: for the maximum and for the sums.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from intswin.compile.schedules.cuda_attention_types import Arguments
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _TILE = 64  # keys
+_MOST_PRODUCTS = _TILE * 64  # keys times channels of a tile for which all code is written out
 _MOST_THREADS = 128
 _WARP = 32
 _ONES = 0x01010101
@@ -65,7 +66,7 @@ class _Kernel:
         self.image_row = T.Bind(image * shape.rows)
         self.query = T.Bind(tirx.truncmod(block, int32(parts)) * threads + thread)
         self.words = shape.d // 4
-        self.kept = shape.tokens <= _TILE
+        self.kept = shape.tokens <= _TILE and shape.tokens * shape.d <= _MOST_PRODUCTS
         self.keys = min(shape.tokens + -shape.tokens % 4, _TILE)
         self.padded = shape.tokens + -shape.tokens % _WARP
 
@@ -93,7 +94,21 @@ class _Kernel:
             T.buffer_store(self.o, int32(0), [index])
         T.buffer_store(self.total, int32(0), [0])
         T.buffer_store(self.most, int32(math.LOWEST), [0])
+        self._find_maximum()
+        m = math.top(self.most[0])
         for first, count in self._tiles():
+            self._load_again(first, count)
+            for quad, keys in self._quads(count):
+                if not self.kept:
+                    self._score(first, quad, keys)
+                self._accumulate(m, quad, keys)
+        self._output()
+
+    def _find_maximum(self) -> None:
+        """The query's largest score; the only tile's keys, values and scores stay."""
+        for first, count in self._tiles():
+            if not self.kept:
+                cuda.synchronize()  # the tile before has been read
             self._load_keys(first, count)
             if self.kept:
                 self._load_values(first, count)
@@ -103,21 +118,15 @@ class _Kernel:
                 for i in range(keys):
                     value = self.scores[self._place(quad, i)]
                     T.buffer_store(self.most, tirx.max(self.most[0], value), [0])
-            if not self.kept:
-                cuda.synchronize()
-        m = math.top(self.most[0])
-        for first, count in self._tiles():
-            if not self.kept:
-                self._load_keys(first, count)
-                self._load_values(first, count)
-                cuda.synchronize()
-            for quad, keys in self._quads(count):
-                if not self.kept:
-                    self._score(first, quad, keys)
-                self._accumulate(m, quad, keys)
-            if not self.kept:
-                cuda.synchronize()
-        self._output()
+
+    def _load_again(self, first: Expr | int, count: int) -> None:
+        """The keys and values of one of several tiles."""
+        if self.kept:
+            return
+        cuda.synchronize()
+        self._load_keys(first, count)
+        self._load_values(first, count)
+        cuda.synchronize()
 
     def _tiles(self) -> Iterator[tuple[Expr | int, int]]:
         """Open the loop over whole tiles of keys, then what is left; or one tile."""

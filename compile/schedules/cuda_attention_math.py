@@ -109,8 +109,10 @@ def exponential(m: Expr, score: Expr) -> Expr:
     """X >> z of a score below the top `m`, a uint32; see `pack_probabilities`."""
     distance = T.Bind(m - unsigned(score))
     f = T.Bind(cuda.shift_right(distance, 15) & tirx.const(255, "uint32"))
-    a, b, c = (tirx.const(value, "uint32") for value in EXPONENTIAL)
-    x = T.Bind(a - (b - c * f) * f)
+    a, b, c = EXPONENTIAL
+    # Modulo 2^32: adding -B is one instruction less than subtracting what it is part of.
+    slope = f * tirx.const(c, "uint32") + tirx.const((1 << 32) - b, "uint32")
+    x = T.Bind(slope * f + tirx.const(a, "uint32"))
     return T.Bind(cuda.shift_right(x, cuda.shift_right(distance, 23)))
 
 

@@ -9,9 +9,9 @@ lane = 4 g + t:
     channels of q k^T  the 8 bytes from 8 t on of 32 channels are one load, of q and of k
     keys               column 2 t + i of blocks 2 q and 2 q + 1 is key 16 q + 4 t + i (+ 2), so that
                        the four scores of a lane in a row are 4 neighbouring keys, one word of p
-    channels of v      column g of block b is channel 4 g + b: 4 keys by 4 channels that a lane loads
-                       become, transposed, its words of all four blocks, and it gets 8 neighbouring
-                       channels of the output, one store
+    channels of v      column g of block b is channel 4 g + b: 4 keys by 4 channels that a lane
+                       loads become, transposed, its words of all four blocks, and it gets 8
+                       neighbouring channels of the output, one store
 
 The row sums of p are the product with a matrix of ones. A window of up to SHORT tokens keeps its
 keys, values and bias in registers for several strips or images; one of up to _SINGLE_PASS keeps a
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -30,6 +29,13 @@ from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_attention_math as math
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.attention import AttentionShape
+from intswin.compile.schedules.cuda_attention_fragments import (
+    PAIR,
+    STEP,
+    Fragments,
+    blocks_of,
+    lanes_of,
+)
 from intswin.compile.schedules.cuda_attention_space import (
     SHORT,
     STRIP,
@@ -38,26 +44,11 @@ from intswin.compile.schedules.cuda_attention_space import (
     warps_of,
 )
 from intswin.compile.schedules.cuda_attention_types import Arguments
-from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
+from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _SINGLE_PASS = 208  # tokens
 _CHUNK = 64  # keys, of longer windows
-_PAIR = 16  # keys of two blocks of 8 columns
-_STEP = 32  # depth of an mma
 _ONES = 0x01010101
-
-
-def arrange_bias(bias: np.ndarray) -> np.ndarray:
-    """Rearrange int16 (P, heads, n, n) as lanes read it: (P, heads, strips, pairs, 32, 8).
-
-    The last axis is (block of the pair, half of the strip, neighbour); zeros fill up the rest.
-    """
-    patterns, heads, n, _ = bias.shape
-    padding = [(0, 0), (0, 0), (0, -n % STRIP), (0, -n % _PAIR)]
-    padded = np.pad(bias.astype(np.int16), padding)
-    split = padded.reshape(patterns, heads, -(-n // STRIP), 2, 8, -(-n // _PAIR), 4, 2, 2)
-    lanes = split.transpose(0, 1, 2, 5, 4, 6, 7, 3, 8)
-    return np.ascontiguousarray(lanes).reshape(*lanes.shape[:4], 32, 8)
 
 
 def emit_mma(shape: AttentionShape, tile: MmaAttentionTile, args: Arguments) -> None:
@@ -101,39 +92,25 @@ class _Kernel:
         self.first_strip = T.Bind(group * tile.strips)
         self.first_image = T.Bind(image * tile.images)
         self.short = shape.tokens <= SHORT
-        self.width = 3 * shape.heads * shape.d
-        self.steps = -(-shape.d // _STEP)
         keys = shape.tokens if shape.tokens <= _SINGLE_PASS else _CHUNK
-        self.pairs = -(-keys // _PAIR)
-        # This lane's key of block 0, and the bytes of it that it loads.
-        self.key = T.Bind(self.g // 2 * 4 + self.g % 2)
-        self.channel = [T.Bind(self._clamped(8 * self.t, step, 8)) for step in range(self.steps)]
-        self.v_channel = [T.Bind(self._clamped(4 * self.g, step, 4)) for step in range(self.steps)]
+        kept = tile.strips if self.short else 1
+        self.pairs = -(-keys // PAIR)
+        self.steps = -(-shape.d // STEP)
+        self.f = Fragments(shape, args, lane, self.head, self.window, self.pairs, kept)
 
     def emit(self) -> None:
         """All images and strips of the warp."""
         self.scalars = math.Scalars(self.args.params, self.shape.d)
-        k_steps = -(-self.pairs // 2)
-        self.q = cuda.registers(4 * self.steps)
-        self.loaded = cuda.registers(4)
         self.acc = cuda.registers(8 * self.pairs)
-        self.p = cuda.registers(4 * k_steps)
+        self.p = cuda.registers(-(-self.pairs // 2) * 4)
         self.o = cuda.registers(16 * self.steps)
         self.sums = cuda.registers(4)
         self.ones = cuda.registers(2)
-        self.words = cuda.registers(4)
-        self.k = cuda.registers(4 * self.pairs * self.steps)
-        self.v = cuda.registers(8 * k_steps * self.steps)
         for i in range(2):
             T.buffer_store(self.ones, int32(_ONES), [i])
-        if self.args.pattern is not None:
-            pattern = self.args.pattern[self.window]
-            self.table = T.Bind(pattern * self.shape.heads + self.head)
-            kept = self.tile.strips if self.short else 1
-            self.bias = cuda.registers(8 * self.pairs * kept)
-            if self.short:
-                for i in range(kept):
-                    self._load_bias(self._strip(i), 0, self.shape.tokens, i)
+        if self.f.bias is not None and self.short:
+            for i in range(self.tile.strips):
+                self.f.load_bias(self._strip(i), 0, self.shape.tokens, i)
         if self.tile.images == 1:
             self._image(self.first_image)
             return
@@ -145,17 +122,17 @@ class _Kernel:
 
     def _image(self, image: Expr) -> None:
         shape = self.shape
-        self.image_row = T.Bind(image * shape.rows)
+        self.f.image_row = T.Bind(image * shape.rows)
         n = shape.tokens
         if self.short:
-            self._load_keys(0, n)
-            self._load_values(0, n)
+            self.f.load_keys(0, n)
+            self.f.load_values(0, n)
         groups = strips_of(shape)
         for i in range(self.tile.strips):
             strip = self._strip(i)
             partial = groups % self.tile.strips > 0 and i > 0
             with _where(strip < int32(groups) if partial else None):
-                self._load_queries(strip)
+                self.f.load_queries(strip)
                 if n <= _SINGLE_PASS:
                     self._scores(strip, 0, n, i)
                     self._softmax(strip, 0, n)
@@ -167,125 +144,36 @@ class _Kernel:
         """Number of this warp's strip `i` in its window."""
         return T.Bind(self.first_strip + i)
 
-    def _clamped(self, channel: Expr, step: int, count: int) -> Expr:
-        """First of `count` channels of this head, in 32 from 32 `step` on, that may be loaded."""
-        last = min(self.shape.d - _STEP * step, _STEP) - count
-        inside = channel if last == _STEP - count else tirx.min(channel, int32(last))
-        return self.head * self.shape.d + inside + _STEP * step
-
-    def _row(self, token: Expr, last: int | None) -> Expr:
-        """Row in the batch of a token; tokens behind `last` stand for it."""
-        if last is not None:
-            token = tirx.min(token, int32(last))
-        row = self.args.rows[self.window * self.shape.tokens + token]
-        return T.Bind(self.image_row + row)
-
-    def _load(self, registers: Buffer, at: int, part: int, row: Expr, channel: Expr, size: int):  # noqa: ANN202
-        offset = row * self.width + part * self.shape.heads * self.shape.d + channel
-        source = cuda.pointer(self.args.qkv, offset)
-        T.evaluate(cuda.load_global(cuda.pointer(registers, at), source, size))
-
-    def _load_queries(self, strip: Expr) -> None:
-        last = None if self.shape.tokens % STRIP == 0 else self.shape.tokens - 1
-        rows = [self._row(strip * STRIP + self.g + 8 * half, last) for half in range(2)]
-        for step in range(self.steps):
-            for half in range(2):
-                self._load(self.loaded, 2 * half, 0, rows[half], self.channel[step], 8)
-            cut = self.shape.d - _STEP * step < _STEP
-            for half in range(2):
-                for i in range(2):
-                    q = self.loaded[2 * half + i]
-                    if cut:  # channels behind the head's last
-                        q = tirx.Select(self.t < int32(2), q, int32(0))
-                    T.buffer_store(self.q, q, [4 * step + 2 * i + half])
-
-    def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Pairs and their blocks that have one of `count` keys."""
-        for pair in range(-(-count // _PAIR)):
-            for block in range(2):
-                if _lanes(count, pair, block, 0):
-                    yield pair, block
-
-    def _load_keys(self, first: Expr | int, count: int) -> None:
-        """Fragments of the keys from `first` on."""
-        for pair, block in self._blocks(count):
-            token = self.key + (first + _PAIR * pair + 2 * block)
-            row = self._row(token, self._last(first, count, _PAIR * (pair + 1)))
-            for step in range(self.steps):
-                at = ((2 * pair + block) * self.steps + step) * 2
-                self._load(self.k, at, 1, row, self.channel[step], 8)
-
-    def _last(self, first: Expr | int, count: int, end: int) -> int | None:
-        """The last token, where keys up to `first` + `end` go beyond it."""
-        return self.shape.tokens - 1 if end > count else None
-
-    def _load_values(self, first: Expr | int, count: int) -> None:
-        """Fragments of the values of the keys from `first` on."""
-        for pair in range(-(-count // _PAIR)):
-            token = first + _PAIR * pair + 4 * self.t
-            last = self._last(first, count, _PAIR * (pair + 1))
-            rows = [self._row(token + i, last) for i in range(4)]
-            for step in range(self.steps):
-                for i, row in enumerate(rows):
-                    self._load(self.words, i, 2, row, self.v_channel[step], 4)
-                words = [T.Bind(self.words[i]) for i in range(4)]
-                for b, word in enumerate(math.transpose_bytes(words)):
-                    T.buffer_store(self.v, word, [self._value(pair, step, b)])
-        if -(-count // _PAIR) % 2:
-            for step in range(self.steps):
-                for b in range(4):
-                    at = self._value(-(-count // _PAIR), step, b)
-                    T.buffer_store(self.v, int32(0), [at])
-
-    def _value(self, pair: int, step: int, block: int) -> int:
-        return ((pair // 2 * self.steps + step) * 4 + block) * 2 + pair % 2
-
-    def _load_bias(self, strip: Expr, first: Expr | int, count: int, kept: int) -> None:
-        """The bias of a strip and the keys from `first` on."""
-        strips, pairs = strips_of(self.shape), -(-self.shape.tokens // _PAIR)
-        word = cuda.registers(4)
-        strip = tirx.min(strip, int32(strips - 1))
-        row = T.Bind((self.table * strips + strip) * pairs + tirx.truncdiv(first, _PAIR))
-        for pair in range(-(-count // _PAIR)):
-            source = cuda.pointer(self.args.bias, ((row + pair) * 32 + self.lane) * 8)
-            T.evaluate(cuda.load_global(cuda.pointer(word, 0), source, 16))
-            for i in range(4):
-                for neighbour, value in enumerate(math.unpack_bias(word[i])):
-                    at = (kept * self.pairs + pair) * 8 + 2 * i + neighbour
-                    T.buffer_store(self.bias, value, [at])
-
     def _scores(self, strip: Expr, first: Expr | int, count: int, kept: int) -> None:
         """Scores T of a strip and the keys from `first` on, in the accumulators."""
         if not self.short:
-            self._load_keys(first, count)
-            if self.args.pattern is not None:
-                self._load_bias(strip, first, count, 0)
+            self.f.load_keys(first, count)
+            if self.f.bias is not None:
+                self.f.load_bias(strip, first, count, 0)
                 kept = 0
         indices = []
-        for pair, block in self._blocks(count):
+        for pair, block in blocks_of(count):
             acc = (2 * pair + block) * 4
             for i in range(4):
                 T.buffer_store(self.acc, self.scalars.start, [acc + i])
             for step in range(self.steps):
-                k = cuda.pointer(self.k, ((2 * pair + block) * self.steps + step) * 2)
-                T.evaluate(
-                    cuda.mma_s8s8(cuda.pointer(self.acc, acc), cuda.pointer(self.q, 4 * step), k)
-                )
-            indices += [acc + i for i in range(4) if _lanes(count, pair, block, i % 2)]
+                q, k = self.f.query(step), self.f.key(pair, block, step)
+                T.evaluate(cuda.mma_s8s8(cuda.pointer(self.acc, acc), q, k))
+            indices += [acc + i for i in range(4) if lanes_of(count, pair, block, i % 2)]
         self.scalars.saturate(self.acc, indices)
         for index in indices:
             bias = None
-            if self.args.pattern is not None:
-                bias = self.bias[kept * self.pairs * 8 + index]
+            if self.f.bias is not None:
+                bias = self.f.bias[kept * self.pairs * 8 + index]
             T.buffer_store(self.acc, self.scalars.score(self.acc[index], bias), [index])
 
     def _elements(self, count: int, half: int) -> Iterator[tuple[int, Expr | None]]:
         """Accumulators of a half of the strip, with the condition on which a lane has one."""
-        for pair, block in self._blocks(count):
+        for pair, block in blocks_of(count):
             for i in range(2):
-                lanes = _lanes(count, pair, block, i)
+                lanes = lanes_of(count, pair, block, i)
                 if lanes:
-                    condition = None if lanes == 4 else self.t < int32(lanes)
+                    condition = None if lanes == 4 else self.f.t < int32(lanes)
                     yield (2 * pair + block) * 4 + 2 * half + i, condition
 
     def _second_half(self, strip: Expr) -> Expr | None:
@@ -352,14 +240,14 @@ class _Kernel:
 
     def _clear_probabilities(self, count: int) -> None:
         """Zero what `_probabilities` does not write."""
-        for index in range(-(-count // _STEP) * 4):
+        for index in range(-(-count // STEP) * 4):
             T.buffer_store(self.p, int32(0), [index])
 
     def _probabilities(self, half: int, count: int, m: Expr) -> None:
         """Words of p of a half of the strip."""
         zero = tirx.const(0, "uint32")
         elements = dict(self._elements(count, half))
-        for pair in range(-(-count // _PAIR)):
+        for pair in range(-(-count // PAIR)):
             parts = []
             for i in range(4):
                 index = 8 * pair + i // 2 * 4 + 2 * half + i % 2
@@ -379,14 +267,14 @@ class _Kernel:
     def _accumulate(self, first: Expr | int, count: int) -> None:
         """Add p times v, and p times ones."""
         if not self.short:
-            self._load_values(first, count)
-        for k_step in range(-(-count // _STEP)):
+            self.f.load_values(first, count)
+        for k_step in range(-(-count // STEP)):
             p = cuda.pointer(self.p, 4 * k_step)
             T.evaluate(cuda.mma_u8s8(cuda.pointer(self.sums, 0), p, cuda.pointer(self.ones, 0)))
             for step in range(self.steps):
                 for b in range(4):
                     o = cuda.pointer(self.o, (4 * step + b) * 4)
-                    v = cuda.pointer(self.v, self._value(2 * k_step, step, b))
+                    v = self.f.value(k_step, step, b)
                     T.evaluate(cuda.mma_u8s8(o, p, v))
 
     def _output(self, strip: Expr) -> None:
@@ -395,10 +283,10 @@ class _Kernel:
         packed = cuda.registers(2)
         for half in range(2):
             with _where(self._second_half(strip) if half else None):
-                token = T.Bind(strip * STRIP + self.g + 8 * half)
+                token = T.Bind(strip * STRIP + self.f.g + 8 * half)
                 row = math.Row(self.sums[2 * half])
                 there = token < int32(shape.tokens) if shape.tokens % STRIP else None
-                target = self._row(token, shape.tokens - 1 if there is not None else None)
+                target = self.f.row(token, shape.tokens - 1 if there is not None else None)
                 for step in range(self.steps):
                     for i in range(2):
                         parts = [
@@ -407,18 +295,12 @@ class _Kernel:
                         ]
                         T.buffer_store(packed, cuda.pack_u8(*parts), [i])
                     conditions = [] if there is None else [there]
-                    if shape.d - _STEP * step < _STEP:
-                        conditions.append(self.t < int32(2))
-                    at = target * (shape.heads * shape.d) + self.channel[step]
+                    if shape.d - STEP * step < STEP:
+                        conditions.append(self.f.t < int32(2))
+                    at = target * (shape.heads * shape.d) + self.f.channel[step]
                     y = cuda.pointer(self.args.y, at)
                     with _where(tirx.all(*conditions) if conditions else None):
                         T.evaluate(cuda.store_global(y, cuda.pointer(packed, 0), 8))
-
-
-def _lanes(count: int, pair: int, block: int, neighbour: int) -> int:
-    """Lanes t of a quad that have one of `count` keys in a column of theirs."""
-    left = count - (_PAIR * pair + 2 * block + neighbour)
-    return min(max(-(-left // 4), 0), 4)
 
 
 def _divided(x: Expr, divisor: int) -> tuple[Expr, Expr]:

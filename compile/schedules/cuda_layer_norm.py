@@ -1,9 +1,9 @@
 """The LayerNorm kernel for CUDA (docs/integer-semantics.md section 3.4): some lanes do a row.
 
-A row is read once, 16 bytes a lane at a time, and stays in registers; its sums are exchanged between
-the lanes that share it, each of which then computes the row's scalars for itself. The root and the
-quotient come from one 1 / sqrt(X) by Newton steps (`_root_and_reciprocal`): no division, which would
-be done in floating point. In 64 bits are S2 and V alone.
+A row is read once, 16 bytes a lane at a time, and stays in registers; its sums are exchanged by the
+lanes that share it, each of which then computes the row's scalars for itself. The root and the
+quotient come from one 1 / sqrt(X) by Newton steps (`_reciprocal_root`): no division, which a GPU
+would do in floating point. In 64 bits are S2 and V alone.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ _WARP = 32
 def layer_norm_kernel(shape: LayerNormShape, tile: LayerNormTile | None = None) -> tirx.PrimFunc:
     """Make the PrimFunc of all layers of a shape, for a GPU.
 
-    Its arguments: x int16 (B, R', c); where `shape.indexed`, rows int32 (R, G); gamma and beta int32
-    (C,); params int64 (1,); the output y of dtype `shape.out` (B, R, C).
+    Its arguments: x int16 (B, R', c); where `shape.indexed`, rows int32 (R, G); gamma and beta
+    int32 (C,); params int64 (1,); the output y of dtype `shape.out` (B, R, C).
     """
     channels = shape.gather * shape.channels
-    arguments = [("x", (shape.batch, shape.in_rows, shape.channels), "int16")]
+    arguments: list[tuple[str, tuple[int, ...], str]] = [
+        ("x", (shape.batch, shape.in_rows, shape.channels), "int16")
+    ]
     if shape.indexed:
         arguments.append(("rows", (shape.rows, shape.gather), "int32"))
     arguments += [("gamma", (channels,), "int32"), ("beta", (channels,), "int32")]
@@ -138,7 +140,7 @@ class _Kernel:
 
     def statistics(self) -> None:
         """S1, e and r of the row."""
-        shape, width = self.shape, self.shape.gather * self.shape.channels
+        width = self.shape.gather * self.shape.channels
         s1 = cuda.registers(1)
         s2 = T.alloc_buffer((1,), "int64", scope="local")
         T.buffer_store(s1, int32(0), [0])
@@ -230,7 +232,7 @@ class _Kernel:
 
 
 def _reciprocal_root(w: Expr) -> Expr:
-    """r = min(2^29 // R, 32767) with R = floor(sqrt(W)), of W in [2^28, 2^30).
+    """Give r = min(2^29 // R, 32767) with R = floor(sqrt(W)), of W in [2^28, 2^30).
 
     With X = W / 2^30, z = 2^14 / sqrt(X) comes from a line and three steps of Newton. R is X z, one
     more step and one correction; r is z in the same way. That one correction, upwards, is enough
