@@ -9,11 +9,45 @@ from collections.abc import Mapping
 # than before, so that records of the old space are neither used nor compared with new ones.
 SPACE_VERSION = 1
 
-_SHARED_BYTES = {70: 96, 75: 64, 80: 163, 89: 99, 90: 227}  # KiB that a block may have, by arch
-_PROCESSORS = {70: 80, 75: 40, 80: 108, 89: 128, 90: 132}  # multiprocessors: V100, T4, A100, ...
 _MOST_ACCUMULATORS = 128  # int32 registers of a thread
 _MOST_THREADS = 512
-_CACHE_BYTES = 48 << 10  # of shared memory for a block by default: a few blocks share a processor
+_DEPTHS = (32, 64, 96, 128, 192, 256)
+_WARPS = (1, 2, 3, 4, 6, 8)
+
+# Defaults: rows, columns, and the warps (or a thread's results) that share each.
+_MMA_BLOCKS = (
+    *((256, 128, 4, 2), (128, 192, 4, 2), (128, 128, 2, 2), (128, 96, 4, 1), (128, 64, 4, 1)),
+    *((64, 128, 2, 2), (64, 96, 4, 1), (64, 64, 2, 2), (64, 32, 4, 1), (32, 64, 2, 2)),
+    *((32, 32, 2, 1), (16, 64, 1, 2), (16, 32, 1, 1)),
+)
+_DP4A_BLOCKS = (
+    *((128, 128, 8, 8), (128, 64, 8, 8), (64, 64, 8, 4), (32, 64, 4, 4)),
+    *((32, 32, 4, 4), (16, 32, 4, 4)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gpu:
+    """What a default is chosen by.
+
+    Attributes:
+        processors: multiprocessors of the largest card of the arch that is a target.
+        shared_bytes: that a block may have, and that a multiprocessor has for its blocks.
+        products: multiply-accumulates of a multiprocessor in a cycle, by the kernel's instruction.
+    """
+
+    processors: int
+    shared_bytes: int
+    products: int
+
+
+_GPUS = {
+    70: _Gpu(80, 96 << 10, 256),
+    75: _Gpu(40, 64 << 10, 256),
+    80: _Gpu(108, 163 << 10, 2048),
+    89: _Gpu(128, 99 << 10, 1024),
+    90: _Gpu(132, 227 << 10, 2600),  # mma.sync reaches some 60 % of what wgmma does
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,141 +177,157 @@ def candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -> dic
 
 
 def default_tile(shape: CudaGemmShape) -> CudaGemmTile:
-    """The tile that is used when no record says better: the cheapest of a few by a rough model."""
-    return min(_defaults(shape), key=lambda tile: _cost(shape, tile))
+    """The tile that is used when no record says better: the fastest of some by a rough model."""
+    tiles = _mma_defaults(shape) if shape.layout == "mma" else _dp4a_defaults(shape)
+    return min(tiles, key=lambda tile: _cycles(shape, tile))
 
 
 def _mma_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -> list[int]:
-    columns = made.get("block_columns", 0)
-    rows, depth = made.get("block_rows", 0), made.get("block_depth", 0)
+    gpu, rows, columns = _GPUS[shape.arch], made.get("block_rows", 0), made.get("block_columns", 0)
     if field == "block_rows":
-        return [b for b in (16, 32, 64, 96, 128, 192, 256) if b < 2 * shape.rows or b == 16]
-    if field == "block_columns":
-        return [
+        values = [b for b in (16, 32, 64, 96, 128, 192, 256) if b < 2 * shape.rows or b == 16]
+    elif field == "block_columns":
+        values = [
             b
             for b in (32, 64, 96, 128, 192, 256)
-            if (b < shape.columns + 32 or b == 32) and rows * b <= 256 * 128
+            if (b < shape.columns + 32 or b == 32) and _row_warps(rows, b)
         ]
-    if field == "block_depth":
-        most = _shared_bytes(shape) // (rows + columns)
+    elif field == "block_depth":
         steps = -(-shape.depth // 32)
-        # Two slices have to fit where there are two.
-        return [
+        # Where there is more than one slice, two have to fit.
+        values = [
             b
-            for b in (32, 64, 96, 128, 192, 256)
-            if b // 32 <= steps and b * (1 if b // 32 == steps else 2) <= most
+            for b in _DEPTHS
+            if b // 32 <= steps
+            and b * (rows + columns) * (1 if b // 32 == steps else 2) <= gpu.shared_bytes
         ]
-    if field == "row_warps":
-        # The least that leaves accumulators for every thread with as many columns warps as can be.
-        return [w for w in (1, 2, 4, 8) if rows % (16 * w) == 0 and _fits(rows // w, columns, w)]
-    if field == "column_warps":
-        warp_rows = rows // made["row_warps"]
-        return [
-            w
-            for w in (1, 2, 4, 8)
-            if columns % (32 * w) == 0
-            and warp_rows * columns // w <= 32 * _MOST_ACCUMULATORS
-            and 32 * w * made["row_warps"] <= _MOST_THREADS
-        ]
-    if field == "depth_warps":
+    elif field == "row_warps":
+        values = _row_warps(rows, columns)
+    elif field == "column_warps":
+        values = [w for w in _WARPS if _fits(rows, columns, made["row_warps"], w)]
+    elif field == "depth_warps":
         warps = made["row_warps"] * made["column_warps"]
-        sums = rows * columns * 4
-        return [
+        values = [
             w
-            for w in (1, 2, 4, 8)
-            if depth // 32 % w == 0
+            for w in _WARPS
+            if made["block_depth"] // 32 % w == 0
             and 32 * w * warps <= _MOST_THREADS
-            and (w - 1) * sums <= _shared_bytes(shape)
+            and (w - 1) * rows * columns * 4 <= gpu.shared_bytes
         ]
-    slices = -(-shape.depth // depth)
-    if slices == 1:
-        return [1]
-    stage = (rows + columns) * depth
-    return [s for s in (2, 3, 4, 5) if s <= max(slices, 2) and s * stage <= _shared_bytes(shape)]
+    else:
+        slices = -(-shape.depth // made["block_depth"])
+        stage = (rows + columns) * made["block_depth"]
+        values = [s for s in (2, 3, 4, 5) if s <= max(slices, 2) and s * stage <= gpu.shared_bytes]
+        values = values if slices > 1 else [1]
+    return values
 
 
-def _fits(warp_rows: int, columns: int, row_warps: int) -> bool:
-    """Whether some number of column warps leaves few enough accumulators to a thread."""
-    return any(
-        columns % (32 * w) == 0
-        and warp_rows * columns // w <= 32 * _MOST_ACCUMULATORS
-        and 32 * w * row_warps <= _MOST_THREADS
-        for w in (1, 2, 4, 8)
+def _row_warps(rows: int, columns: int) -> list[int]:
+    """Numbers of warps that can share the rows; none where a block is too large for its threads."""
+    return [
+        w
+        for w in _WARPS
+        if rows % (16 * w) == 0 and any(_fits(rows, columns, w, other) for other in _WARPS)
+    ]
+
+
+def _fits(rows: int, columns: int, row_warps: int, column_warps: int) -> bool:
+    """Whether the warps divide the block's columns and have registers for its results."""
+    return (
+        columns % (32 * column_warps) == 0
+        and rows * columns <= 32 * _MOST_ACCUMULATORS * row_warps * column_warps
+        and 32 * row_warps * column_warps <= _MOST_THREADS
     )
 
 
 def _dp4a_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -> list[int]:
+    rows, columns = made.get("block_rows", 0), made.get("block_columns", 0)
     if field == "block_rows":
         return [b for b in (16, 32, 64, 128) if b < 2 * shape.rows or b == 16]
     if field == "block_columns":
         return [b for b in (32, 64, 128) if b < shape.columns + 32 or b == 32]
     if field == "block_depth":
         return [b for b in (16, 32, 64) if b < shape.depth + 16]
-    rows, columns = made["block_rows"], made["block_columns"]
-    most, least = 8, 64  # rows or columns and threads
+    # 4 or 8 rows or columns, as long as two warps have something to do and 16 do not.
     if field == "thread_rows":
-        return [t for t in (4, 8) if rows // t * (columns // 4) >= least or t == 4]
-    return [t for t in (4, most) if t == 4 or rows // made["thread_rows"] * (columns // t) >= least]
+        threads = {t: rows // t * (columns // 4) for t in (4, 8)}
+        return [
+            t for t, most in threads.items() if (t == 4 or most >= 64) and most <= 2 * _MOST_THREADS
+        ]
+    threads = {t: rows // made["thread_rows"] * (columns // t) for t in (4, 8)}
+    return [t for t, n in threads.items() if (t == 4 or n >= 64) and n <= _MOST_THREADS]
 
 
-def _shared_bytes(shape: CudaGemmShape) -> int:
-    return _SHARED_BYTES[shape.arch] << 10
-
-
-# (block rows, block columns, row warps, column warps)
-_MMA_BLOCKS = (
-    (256, 128, 4, 2),
-    (128, 192, 4, 2),
-    (128, 128, 2, 2),
-    (128, 96, 4, 1),
-    (128, 64, 4, 1),
-    (64, 128, 2, 2),
-    (64, 96, 2, 1),
-    (64, 64, 2, 2),
-    (64, 32, 2, 1),
-    (32, 64, 1, 2),
-    (32, 32, 1, 1),
-    (16, 32, 1, 1),
-)
-
-
-def _defaults(shape: CudaGemmShape) -> list[CudaGemmTile]:
-    if shape.layout == "dp4a":
-        blocks = ((128, 128, 8, 8), (128, 64, 8, 8), (64, 64, 8, 4), (32, 32, 4, 4), (16, 32, 4, 4))
-        depth = 32 if shape.depth >= 32 else 16
-        return [Dp4aTile(m, n, depth, tm, tn) for m, n, tm, tn in blocks]
+def _mma_defaults(shape: CudaGemmShape) -> list[CudaGemmTile]:
+    """Blocks of warps that have 32 to 64 rows and columns each, with every depth."""
     tiles: list[CudaGemmTile] = []
-    steps = -(-shape.depth // 32)
-    for m, n, row_warps, column_warps in _MMA_BLOCKS:
-        warps = row_warps * column_warps
-        # Small blocks share the depth until there are warps to hide latency with.
-        depth_warps = max(1, 4 // warps)
-        depth = 32 * max(depth_warps, next(d for d in (4, 3, 2, 1) if steps % d == 0 or d == 1))
-        depth = min(depth, 32 * max(steps, depth_warps))
-        while depth_warps > 1 and (depth // 32 > steps or depth // 32 % depth_warps):
-            depth_warps //= 2
-            depth = 32 * max(depth_warps, next(d for d in (4, 3, 2, 1) if steps % d == 0 or d == 1))
-        slices = -(-shape.depth // depth)
-        stages = 1 if slices == 1 else max(2, min(4, slices, _CACHE_BYTES // ((m + n) * depth)))
-        tile = MmaTile(m, n, depth, row_warps, column_warps, depth_warps, stages)
-        if tile.shared_bytes <= _shared_bytes(shape):
-            tiles.append(tile)
+    for rows, columns, row_warps, column_warps in _MMA_BLOCKS:
+        made = {"block_rows": rows, "block_columns": columns}
+        if columns > 32 and columns >= shape.columns + 32:
+            continue
+        made |= {"row_warps": row_warps, "column_warps": column_warps}
+        for depth in _mma_candidates(shape, "block_depth", made):
+            made["block_depth"] = depth
+            for depth_warps in _mma_candidates(shape, "depth_warps", made):
+                made["depth_warps"] = depth_warps
+                stages = _mma_candidates(shape, "stages", made)
+                tiles += [MmaTile(**made, stages=number) for number in stages]
+    space = set(_mma_candidates(shape, "block_rows", {}))
+    return [tile for tile in tiles if tile.block_rows in space]
+
+
+def _dp4a_defaults(shape: CudaGemmShape) -> list[CudaGemmTile]:
+    depth = 32 if shape.depth > 16 else 16
+    tiles: list[CudaGemmTile] = []
+    for rows, columns, thread_rows, thread_columns in _DP4A_BLOCKS:
+        if rows in _dp4a_candidates(shape, "block_rows", {}) and columns in _dp4a_candidates(
+            shape, "block_columns", {}
+        ):
+            tiles.append(Dp4aTile(rows, columns, depth, thread_rows, thread_columns))
     return tiles
 
 
-def _cost(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
-    """Time in arbitrary units: waves of blocks, each of slices and an epilogue.
+def _cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
+    """About how long the kernel takes.
 
-    A slice takes its loads or its products, whichever is longer, and the epilogue counts like 128
-    input channels. A block needs 4 warps to keep its share of a processor busy.
+    The blocks of a multiprocessor share its throughput and hide each other's latency: a wave of
+    them takes the longer of what all need and what one needs alone.
     """
+    gpu = _GPUS[shape.arch]
     blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
     results = tile.block_rows * tile.block_columns
-    loads = 24 * (tile.block_rows + tile.block_columns)
-    depth = -(-shape.depth // tile.block_depth) * tile.block_depth
-    split = tile.depth_warps if isinstance(tile, MmaTile) else 1
-    block = depth * max(results, loads) + 128 * results + 2000 * (depth // split) ** 1
-    resident = 4  # blocks of a processor that overlap
-    waves = -(-blocks // (_PROCESSORS[shape.arch] * resident))
-    busy = min(blocks / (_PROCESSORS[shape.arch]), resident * waves)
-    return block * max(1.0, busy)
+    slices = -(-shape.depth // tile.block_depth)
+    depth = slices * tile.block_depth
+    epilogue = 10 if shape.activation == "none" else 24  # instructions for a result
+    if isinstance(tile, MmaTile):
+        depth_warps, stages = tile.depth_warps, tile.stages
+        warps = tile.row_warps * tile.column_warps
+        reads = (tile.warp_rows + tile.warp_columns) * warps * depth / 128
+        summed = 300 + 60 * (depth_warps - 1) if depth_warps > 1 else 0
+    else:
+        depth_warps, stages, summed = 1, 2, 0
+        # 3 cycles a load of 4 words by a warp.
+        loads = (tile.thread_rows + tile.thread_columns) / 4 * tile.threads / 32
+        reads = loads * 3 * depth / 4
+    # A multiprocessor does 128 lanes of an instruction a cycle and gets 40 bytes from the L2.
+    products = results * depth / gpu.products
+    loads = (tile.block_rows + tile.block_columns) * depth / 40
+    work = max(products, loads, reads) + results * epilogue / 100 + 300 + 40 * slices
+    # A warp has a quarter of a multiprocessor's units. The rest: launch and first loads, slices
+    # that are not loaded ahead far enough, the reduction, the epilogue.
+    alone = max(products, reads) * max(1, 128 / tile.threads)
+    alone += 1500 + slices * (100 + 600 / stages) + summed
+    alone += results / (tile.threads // depth_warps) * epilogue * 2
+
+    registers = results * depth_warps // tile.threads + 56
+    resident = min(
+        gpu.shared_bytes // tile.shared_bytes,
+        65536 // (registers * tile.threads),
+        16,
+    )
+    resident = max(1, resident)
+    whole, rest = divmod(blocks, gpu.processors * resident)
+    cycles = whole * max(alone, resident * work)
+    if rest:
+        cycles += max(alone, -(-rest // gpu.processors) * work)
+    return cycles
