@@ -37,14 +37,22 @@ def build(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
 
 
 def build_with_report(
-    mod: tvm.IRModule, target: Target
+    mod: tvm.IRModule, target: Target, float_kernels: str | None = None
 ) -> tuple[relax.VMExecutable, IntegerOnlyReport]:
-    """Like `build`, and what the integer-only check saw in the kernels' last form in TVM."""
+    """Like `build`, and what the integer-only check saw in the kernels' last form in TVM.
+
+    Kernels whose names start with `float_kernels` are not checked: for comparisons alone.
+    """
     mod = apply_default_schedules(apply_tuned_schedules(mod, target), target)
-    verify_integer_only(mod)  # the Relax function, which lowering replaces by VM instructions
+    verify_integer_only(
+        mod, (), float_kernels
+    )  # the Relax function, which lowering replaces by VM instructions
     reports: list[IntegerOnlyReport] = []
     if is_cuda(target):
-        pipeline, relax_pipeline = _checked_cuda_pipeline(reports), _relax_cuda_pipeline(target)
+        pipeline, relax_pipeline = (
+            _checked_cuda_pipeline(reports, float_kernels),
+            _relax_cuda_pipeline(target),
+        )
     else:
         pipeline, relax_pipeline = _checked_pipeline(reports), "default"
     # `tvm.compile` takes a TIR pipeline by name only.
@@ -110,7 +118,7 @@ def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
     return _pipeline(check)
 
 
-def _checked_cuda_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
+def _checked_cuda_pipeline(reports: list[IntegerOnlyReport], float_kernels: str | None) -> tuple:
     """TVM's default lowering, and the check behind the last pass of the host and of the kernels.
 
     The host's code checks arguments and launches kernels; the kernels' report comes last.
@@ -130,7 +138,7 @@ def _checked_cuda_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
 
     @tvm.transform.module_pass(opt_level=0)
     def check(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        reports.append(verify_integer_only(mod, known))
+        reports.append(verify_integer_only(mod, known, float_kernels))
         return mod
 
     return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import tvm
 from tvm import relax, tirx
 from tvm.target import Target
@@ -28,13 +30,19 @@ _OPERATORS = {
 }
 
 
-def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
+def emit(
+    graph: IntegerGraph,
+    batch: int,
+    target: Target,
+    others: Mapping[str, Callable[..., relax.Expr]] | None = None,
+) -> tvm.IRModule:
     """Build `main(image: uint8 (B, H, W, 3)) -> int32 (B, classes)`.
 
     Args:
         graph: the network; its last node gives the logits (1, classes).
         batch: images in one call.
         target: what the module will be compiled for; it decides how weights are packed.
+        others: emitters of operators that no integer network has.
 
     Returns:
         a module of `main` and unscheduled PrimFuncs. Layers of one shape share a PrimFunc, whose
@@ -44,11 +52,12 @@ def emit(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModule:
     image_type = relax.TensorType([batch, *graph.input.shape], graph.input.dtype)
     image = relax.Var(graph.input_name, image_type)
     values: dict[str, relax.Expr] = {graph.input_name: image}
+    operators = {**_OPERATORS, **(others or {})}
     with bb.function("main", [image]):
         with bb.dataflow():
             for node in graph.nodes:
                 inputs = [values[name] for name in node.inputs]
-                values[node.name] = _OPERATORS[node.op](bb, node, inputs, batch, target)
+                values[node.name] = operators[node.op](bb, node, inputs, batch, target)
             last = graph.nodes[-1].out.shape
             logits = bb.emit(relax.op.reshape(values[graph.nodes[-1].name], (batch, last[-1])))
             logits = bb.emit_output(logits)

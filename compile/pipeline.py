@@ -260,10 +260,17 @@ def build_integer_network(
     graph: IntegerGraph,
     target: Target,
     progress: Progress = _silent,
+    module: IRModule | None = None,
+    float_kernels: str | None = None,
 ) -> Compiled:
-    """Steps 6 and 7."""
+    """Steps 6 and 7.
+
+    A comparison gives the `module` itself, and what `float_kernels` to allow in it
+    (`build.build_with_report`).
+    """
     progress(f"building for {options.target}")
-    executable, report = build_with_report(emit(graph, options.batch, target), target)
+    module = module or emit(graph, options.batch, target)
+    executable, report = build_with_report(module, target, float_kernels)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"
         try:

@@ -1,0 +1,112 @@
+"""Networks for comparison in GPU benchmarks: a GELU that is not fused into its GEMM.
+
+The first GEMM of an MLP writes its requantized int16 to memory; a kernel of its own reads it and
+writes uint8. That kernel is the integer i-GELU, or a float GELU as FasterTransformer has it between
+int8 GEMMs. `intswin compile` never makes such a network, and its integer-only check refuses the
+float one: here it is told which kernel may use floats, and the artifact's report does not list it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from intswin.compile.emit import emit
+from intswin.compile.pipeline import (
+    Compiled,
+    CompileOptions,
+    build_integer_network,
+    load_calibration,
+    load_float_network,
+    quantize_network,
+)
+from intswin.compile.schedules.cuda_separate_gelu import separate_gelu_kernel
+from intswin.compile.targets import get_target, is_cuda
+from intswin.models.errors import IntswinError
+from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
+
+_OP = "separate_gelu"
+# What the benchmark calls them, and the kernels.
+SEPARATE = {"igelu-unfused": "igelu", "float-gelu": "float"}
+
+
+def compile_separate(options: CompileOptions, name: str) -> Compiled:
+    """Compile a network with GELU for a GPU.
+
+    Args:
+        options: the activation is "igelu".
+        name: one of SEPARATE; it becomes the artifact's activation.
+
+    Raises:
+        IntswinError: see `pipeline.compile_network`; or the target is not a GPU.
+    """
+    target = get_target(options.target)
+    if not is_cuda(target):
+        raise IntswinError(f"{name} is made for GPUs, not for {options.target}")
+    network = load_float_network(options)
+    calibration = load_calibration(options, network, lambda _message: None)
+    graph = quantize_network(options, network, calibration).graph
+    module = emit_separate(graph, options.batch, target, SEPARATE[name])
+    floats = _OP if SEPARATE[name] == "float" else None
+    compiled = build_integer_network(
+        options, network, graph, target, module=module, float_kernels=floats
+    )
+    return dataclasses.replace(compiled, metadata={**compiled.metadata, "activation": name})
+
+
+def emit_separate(graph: IntegerGraph, batch: int, target: Target, kind: str) -> tvm.IRModule:
+    """Like `emit.emit`, with the GELUs of `graph` as kernels of the kind "igelu" or "float"."""
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes += (
+            _separated(node, kind) if node.attrs.get("activation", "none") != "none" else [node]
+        )
+    graph = IntegerGraph(graph.input, nodes, graph.input_name)
+    return emit(graph, batch, target, {_OP: _emit_gelu})
+
+
+def _separated(node: Node, kind: str) -> list[Node]:
+    """The GEMM of a node alone, and its GELU."""
+    tensors = {name: tensor for name, tensor in node.tensors.items() if name != "act_params"}
+    wide = f"{node.name}_wide"
+    scale = 2.0 ** -int(node.tensors["act_params"][0])
+    gemm = Node(
+        name=wide,
+        op=node.op,
+        inputs=node.inputs,
+        tensors=tensors,
+        attrs={"out": "i16", "zero_point": 0, "frac": 0, "activation": "none"},
+        out=TensorSpec(node.out.shape, "int16", scale),
+    )
+    gelu = Node(
+        name=node.name,
+        op=_OP,
+        inputs=[wide],
+        tensors={"act_params": node.tensors["act_params"]},
+        attrs={**node.attrs, "kind": kind},
+        out=node.out,
+    )
+    return [gemm, gelu]
+
+
+def _emit_gelu(
+    bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
+) -> relax.Expr:
+    """Emit t int16 (B, R, N) -> uint8 (B, R, N)."""
+    kind, frac = str(node.attrs["kind"]), int(node.attrs["frac"])
+    zero_point, act_params = int(node.attrs["zero_point"]), node.tensors["act_params"]
+    if kind == "igelu":
+        offset = (zero_point << frac) + ((1 << frac) >> 1)
+        arrays = [act_params.astype(np.int32), np.array([offset], np.int32)]
+    else:
+        scale = 2.0 ** -int(act_params[0])
+        arrays = [np.array([scale, 1 / node.out.scale, zero_point], np.float32).view(np.int32)]
+    shape = (batch, *node.out.shape)
+    gvar = bb.add_func(separate_gelu_kernel(shape, kind, frac), _OP)
+    constants = [relax.const(array, str(array.dtype)) for array in arrays]
+    out = relax.TensorType(shape, node.out.dtype)
+    return bb.emit(relax.call_tir(gvar, [*inputs, *constants], out))
