@@ -1,6 +1,7 @@
 // Launches a kernel: a forked process runs its blocks one after another.
 #pragma once
 
+#include <math.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>

@@ -1,0 +1,187 @@
+"""CUDA GEMM kernels of many tiles, on the emulator; their space; and what benchmarks compare."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+import graphs
+from cuda_emulator import emulate
+from intswin.compile.operators import cuda_linear
+from intswin.compile.schedules import cuda_gemm
+from intswin.compile.schedules.cuda_gemm_space import (
+    TILES,
+    CudaGemmShape,
+    Dp4aTile,
+    MmaTile,
+    candidates,
+    default_tile,
+    fields,
+)
+from intswin.compile.schedules.cuda_separate_gelu import separate_gelu_kernel
+from intswin.compile.targets import get_target
+from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
+from intswin.models import integer_ops
+from intswin.models.integer_math import requant8, requant16
+from operator_runner import emit_operator
+
+_EPILOGUES = itertools.cycle(
+    [{"zero_point": 0}, {"out": "i16", "residual": True}, {"activation": "igelu"}, {"out": "i32"}]
+)
+
+
+def _described(case, batch, target):
+    """The PrimFunc of a `linear` as emitted, and the constants that it is called with."""
+    mod = emit_operator(case, batch, target)
+    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
+    binding = mod["main"].body.blocks[0].bindings[0]
+    passed = binding.value.args[1]
+    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
+    return func.with_attr("global_symbol", "main"), constants
+
+
+def _check(case, batch, target_name, tile, extreme=False):
+    target = get_target(target_name)
+    func, constants = _described(case, batch, target)
+    sch = s_tir.Schedule(func)
+    cuda_gemm.schedule_linear(sch, target, tile)
+    kernel = cuda_gemm.kernel(sch.mod["main"], target)
+    x, *residual = case.inputs(np.random.default_rng(3), batch, extreme)
+    expected = integer_ops.execute(case.node, [x, *residual])
+    actual = np.empty_like(expected)
+    emulate(kernel, target, [x, *constants, *residual, actual], races=True)
+    np.testing.assert_array_equal(actual, expected)
+
+
+_MMA_TILES = [
+    (49, 96, 96, MmaTile(64, 96, 32, 2, 3, 1, 2)),  # rows are masked, three slices
+    (70, 192, 64, MmaTile(32, 32, 64, 2, 1, 1, 3)),  # a slot is filled again
+    (20, 384, 40, MmaTile(16, 32, 128, 1, 1, 4, 3)),  # depth shared by four warps, columns cut
+    (33, 48, 64, MmaTile(32, 64, 64, 1, 2, 2, 1)),  # depth padded with zeros
+    (40, 160, 72, MmaTile(32, 96, 96, 2, 1, 3, 2)),  # a last slice that is not full
+    (17, 272, 21, MmaTile(16, 32, 256, 1, 1, 2, 2)),  # columns one by one
+    (17, 64, 21, MmaTile(16, 32, 64, 1, 1, 1, 1)),
+]
+_DP4A_TILES = [
+    (49, 96, 64, Dp4aTile(64, 64, 32, 8, 4)),
+    (70, 64, 40, Dp4aTile(32, 32, 64, 4, 4)),
+    (33, 52, 72, Dp4aTile(32, 64, 16, 4, 8)),  # depth is no multiple of 16
+    (5, 30, 21, Dp4aTile(16, 32, 32, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(
+    ("target_name", "problem", "epilogue"),
+    [
+        *(("cuda-h100", *both) for both in zip(_MMA_TILES, _EPILOGUES, strict=False)),
+        *(("cuda-v100", *both) for both in zip(_DP4A_TILES, _EPILOGUES, strict=False)),
+    ],
+    ids=str,
+)
+def test_tiles(target_name, problem, epilogue):
+    rows, k, n, tile = problem
+    rng = np.random.default_rng(rows)
+    extreme = bool(rows % 2)
+    case = graphs.random_linear(rng, rows, k, n, extreme=extreme, **epilogue)
+    _check(case, 2 if rows < 40 else 1, target_name, tile, extreme=extreme)
+
+
+@pytest.mark.parametrize("target_name", ["cuda-h100", "cuda-v100"])
+def test_description_computes_the_operator(target_name):
+    """What a log knows a kernel by, compiled for the CPU, is `linear` with the packed weight."""
+    rng = np.random.default_rng(2)
+    target = get_target(target_name)
+    case = graphs.random_linear(rng, 5, 80, 40, activation="igelu")
+    func, constants = _described(case, 2, target)
+    (x,) = case.inputs(rng, 2)
+    expected = integer_ops.execute(case.node, [x])
+    actual = tvm.runtime.tensor(np.zeros_like(expected))
+    tvm.compile(func, get_target("llvm"))(*map(tvm.runtime.tensor, [x, *constants]), actual)
+    np.testing.assert_array_equal(actual.numpy(), expected)
+
+
+@pytest.mark.parametrize("target_name", ["cuda-h100", "cuda-v100"])
+def test_a_trace_gives_the_same_kernel(target_name):
+    target = get_target(target_name)
+    case = graphs.random_linear(np.random.default_rng(4), 49, 96, 64, zero_point=0)
+    func, _ = _described(case, 1, target)
+    drawn = s_tir.Schedule(func, seed=5)
+    tile = cuda_gemm.sample_linear(drawn, target)
+    assert tile != default_tile(cuda_gemm.gemm_shape(func, target))
+    replayed = s_tir.Schedule(func)
+    s_tir.schedule.Trace.apply_json_to_schedule(drawn.trace.as_json(), replayed)
+    kernels = [cuda_gemm.kernel(s.mod["main"], target) for s in (drawn, replayed)]
+    assert tvm_ffi.structural_equal(*kernels)
+    assert f'threadIdx.x", {tile.threads}' in str(kernels[0])
+
+
+def test_tiles_of_another_shape_are_refused():
+    target = get_target("cuda-h100")
+    func, _ = _described(graphs.random_linear(np.random.default_rng(4), 49, 96, 64), 1, target)
+    with pytest.raises(ValueError, match="block_depth=128 is not one of"):
+        cuda_gemm.schedule_linear(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
+
+
+@pytest.mark.parametrize("arch", [70, 75, 80, 89, 90])
+def test_every_draw_is_a_tile(arch):
+    rng = random.Random(arch)
+    layout = "mma" if arch >= 80 else "dp4a"
+    limit = {70: 96, 75: 64, 80: 163, 89: 99, 90: 227}[arch] << 10
+    for _ in range(150):
+        rows, columns = rng.choice([1, 49, 784, 100352]), rng.choice([10, 32, 96, 1000, 4096])
+        depth = rng.choice([16, 48, 96, 768, 4096])
+        shape = CudaGemmShape(arch, layout, rows, columns, depth, "u8", "none", 7, False)
+        default = default_tile(shape)
+        made, of_default = {}, {}
+        for field in fields(layout):
+            made[field] = rng.choice(list(candidates(shape, field, made)))
+            assert getattr(default, field) in candidates(shape, field, of_default)
+            of_default[field] = getattr(default, field)
+        tile = TILES[layout](**made)
+        assert 32 <= tile.threads <= 512
+        assert tile.shared_bytes <= limit
+
+
+def test_packed_weights_hold_every_element_once():
+    weight = np.arange(-127, 128, dtype=np.int8)[:240].reshape(12, 20)
+    for layout, size in (("mma", 32 * 32), ("dp4a", 32 * 20)):
+        packed = cuda_linear.pack_weight(weight, layout)
+        assert packed.size == size
+        assert sorted(packed[packed != 0]) == sorted(weight[weight != 0])
+
+
+@pytest.mark.parametrize("kind", ["igelu", "float"])
+def test_separate_gelu(kind):
+    rng = np.random.default_rng(6)
+    target = get_target("cuda-h100")
+    shape, k, zero_point, frac, step = (1, 33, 200), 9, 16, 6, 0.02
+    t = np.clip(rng.normal(0, 1000, shape), -32768, 32767).astype(np.int16)
+    act_params = graphs.act_params("igelu", k, step / 2**frac)
+    actual = np.empty(shape, np.uint8)
+    func = separate_gelu_kernel(shape, kind, frac)
+    if kind == "igelu":
+        offset = np.array([(zero_point << frac) + (1 << frac >> 1)], np.int32)
+        emulate(func, target, [t, act_params, offset, actual])
+        k, qb, q1, e, pre, mult = (int(value) for value in act_params)
+        product = integer_ops.igelu(t.astype(np.int32), qb, q1, e) + graphs.half(pre)
+        expected = requant8(requant16(product, pre, mult), zero_point, frac, np.uint8)
+        np.testing.assert_array_equal(actual, expected)
+    else:
+        scales = np.array([2.0**-k, 1 / step, zero_point], np.float32).view(np.int32)
+        emulate(func, target, [t, scales, actual])
+        x = t / 2.0**k
+        exact = x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5)) / step + zero_point
+        np.testing.assert_allclose(actual, np.clip(exact, 0, 255), atol=0.51)
+
+
+def test_a_float_gelu_is_refused():
+    func = separate_gelu_kernel((1, 8, 32), "float", 6)
+    mod = tvm.IRModule({"separate_gelu": func})
+    with pytest.raises(FloatOperationError, match="float32"):
+        verify_integer_only(mod)
+    assert verify_integer_only(mod, (), "separate_gelu").functions == []
