@@ -93,7 +93,8 @@ def test_missing_package_names_the_extra(monkeypatch, name, release):
     monkeypatch.setattr(cuda_toolchain, "_pip_folders", list)
     monkeypatch.setattr(cuda_toolchain, "_toolkit_folders", list)
     arch = get_target(name).attrs["arch"]
-    wanted = rf"^NVRTC {release} \(with its headers\), .*{arch}.* run: pip install 'intswin\[cuda{release}\]'$"
+    says = rf"^NVRTC {release} \(with its headers\), .*{arch}"
+    wanted = rf"{says}.* run: pip install 'intswin\[cuda{release}\]'$"
     with pytest.raises(IntswinError, match=wanted):
         compile_network(CompileOptions(target=name))
     with pytest.raises(IntswinError, match=r"^nvFatbin, .* run: pip install 'intswin\[cuda1\d\]'$"):
