@@ -7,8 +7,6 @@
 #include <sys/wait.h>
 #include <ucontext.h>
 
-#include <utility>
-
 #include "ptx.h"
 #include "undefined.h"
 
@@ -74,7 +72,8 @@ static void catch_faults() {
   struct sigaction action = {};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  for (int number : {SIGSEGV, SIGBUS, SIGALRM}) sigaction(number, &action, nullptr);
+  const int numbers[] = {SIGSEGV, SIGBUS, SIGALRM};
+  for (int number : numbers) sigaction(number, &action, nullptr);
   alarm(launch->time_limit_s);
 }
 
@@ -142,14 +141,15 @@ static void create_threads(const Launch& l) {
   blockDim = {l.block[0], l.block[1], l.block[2]};
   gridDim = {l.grid[0], l.grid[1], l.grid[2]};
   unsigned count = l.block[0] * l.block[1] * l.block[2];
-  threads.resize(count);
-  warps.resize((count + 31) / 32);
-  warp_barriers.resize(warps.size());
+  threads.allocate(count);
+  order.allocate(count);
+  warps.allocate((count + 31) / 32);
+  warp_barriers.allocate(warps.size());
   for (unsigned i = 0; i < count; ++i) {
     threads[i].number = i;
     threads[i].index = {i % l.block[0], i / l.block[0] % l.block[1], i / l.block[0] / l.block[1]};
     warps[i / 32].lanes |= 1u << i % 32;
-    order.push_back(l.descending ? count - 1 - i : i);
+    order[i] = l.descending ? count - 1 - i : i;
   }
 }
 
@@ -186,6 +186,9 @@ static void run_blocks(Body body) {
   }
 }
 
+template <int...>
+struct Indices {};
+
 // Returns 0, or 1 with a line in l.message.
 template <class... P>
 static int run(const Launch& l, void (*kernel)(P...), void** arguments) {
@@ -200,9 +203,9 @@ static int run(const Launch& l, void (*kernel)(P...), void** arguments) {
     launch = &l;
     message = l.message;
     message_size = l.message_size;
-    [&]<size_t... I>(std::index_sequence<I...>) {
+    [&]<int... I>(Indices<I...>) {
       run_blocks([&] { kernel(*(P*)arguments[I]...); });
-    }(std::index_sequence_for<P...>());
+    }(Indices<__integer_pack(sizeof...(P))...>());
     _exit(0);
   }
   int status = 0;

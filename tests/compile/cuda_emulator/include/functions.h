@@ -1,8 +1,6 @@
 // CUDA's keywords and built-in functions, as far as integer kernels use them.
 #pragma once
 
-#include <algorithm>
-
 #include "races.h"
 #include "threads.h"
 
@@ -20,8 +18,10 @@
 
 #define __syncthreads() emu::synchronize_block(__LINE__)
 
-using std::max;
-using std::min;
+template <class T>
+static inline T max(T a, T b) { return a > b ? a : b; }
+template <class T>
+static inline T min(T a, T b) { return a < b ? a : b; }
 
 extern "C" {
 extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));

@@ -67,21 +67,24 @@ static unsigned char async_poison;
 EMU_UNCHECKED static void start_copy(unsigned target, const void* source, int size, int bytes) {
   if ((uintptr_t)source % size) fail("cp.async: source not aligned to %d bytes", size);
   if (bytes < 0 || bytes > size) fail("cp.async: %d of %d bytes", bytes, size);
-  Copy copy = {shared_pointer(target, size, "cp.async"), (const char*)source, bytes, size};
+  Thread& thread = *current;
+  if (thread.issued - thread.landed == kCopies) fail("cp.async: %u copies in flight", kCopies);
+  char* to = shared_pointer(target, size, "cp.async");
+  thread.copies[thread.issued++ % kCopies] = {to, (const char*)source, bytes, size, thread.groups};
   // Until it is waited for, nobody may count on the old bytes, nor on the new ones.
-  EMU_NOTE(*current, copy.target, size, true);
-  memset(copy.target, async_poison, size);
-  current->copies.push_back(copy);
+  EMU_NOTE(thread, to, size, true);
+  memset(to, async_poison, size);
 }
 
 EMU_UNCHECKED static void wait_for_copies(unsigned pending) {
-  while (current->groups.size() > pending) {
-    for (const Copy& copy : current->groups.front()) {
-      EMU_NOTE(*current, copy.target, copy.size, true);
-      memset(copy.target, 0, copy.size);
-      memcpy(copy.target, copy.source, copy.bytes);
-    }
-    current->groups.pop_front();
+  Thread& thread = *current;
+  while (thread.landed != thread.issued) {
+    const Copy& copy = thread.copies[thread.landed % kCopies];
+    if (copy.group + pending >= thread.groups) return;
+    EMU_NOTE(thread, copy.target, copy.size, true);
+    memset(copy.target, 0, copy.size);
+    memcpy(copy.target, copy.source, copy.bytes);
+    ++thread.landed;
   }
 }
 
@@ -143,10 +146,7 @@ static inline void cp_async_ca_shared_global(unsigned to, const void* from, int 
 static inline void cp_async_ca_shared_global(unsigned to, const void* from, int size) {
   start_copy(to, from, size, size);
 }
-static inline void cp_async_commit_group() {
-  current->groups.push_back(std::move(current->copies));
-  current->copies.clear();
-}
+static inline void cp_async_commit_group() { ++current->groups; }
 static inline void cp_async_wait_group(unsigned pending) { wait_for_copies(pending); }
 static inline void cp_async_wait_all() {
   cp_async_commit_group();

@@ -6,11 +6,9 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include <deque>
-#include <vector>
 
 #include "vector_types.h"
 
@@ -30,6 +28,21 @@ struct Copy {  // by cp.async
   const char* source;
   int bytes;  // that are read; the rest of the 16, 8 or 4 is zero
   int size;
+  unsigned group;
+};
+
+static const unsigned kCopies = 256;  // of a thread, in flight
+
+template <class T>
+struct Array {  // the standard library costs more than most kernels to compile
+  T* first = nullptr;
+  unsigned count = 0;
+
+  void allocate(unsigned n) { first = (T*)calloc(n, sizeof(T)), count = n; }
+  T& operator[](unsigned i) { return first[i]; }
+  T* begin() { return first; }
+  T* end() { return first + count; }
+  unsigned size() const { return count; }
 };
 
 struct Thread {
@@ -41,23 +54,24 @@ struct Thread {
   const char* what;      // the warp instruction where it waits
   unsigned mask;         // and its lanes
   void* operands;        // and its operands in this lane
-  std::vector<Copy> copies;  // since the last cp.async.commit_group
-  std::deque<std::vector<Copy>> groups;
+  Copy copies[kCopies];  // a ring
+  unsigned issued, landed;
+  unsigned groups;  // committed
 };
 
 struct Warp {
   unsigned lanes, waiting, finished;
 };
 
-static std::vector<Thread> threads;
-static std::vector<Warp> warps;
-static std::vector<unsigned> order;  // in which threads run
+static Array<Thread> threads;
+static Array<Warp> warps;
+static Array<unsigned> order;  // in which threads run
 static unsigned position;            // of the running thread in it
 static Thread* current;
 static unsigned finished_count, barrier_count;
 static jmp_buf scheduler;
 static unsigned barriers;                  // that the block passed
-static std::vector<unsigned> warp_barriers;  // that each warp passed: __syncwarp
+static Array<unsigned> warp_barriers;  // that each warp passed: __syncwarp
 static char* message;
 static size_t message_size;
 static const void* code;  // the instruction that is to blame, where it is known
@@ -120,8 +134,7 @@ __attribute__((noinline)) static void yield() {
 
 static void leave() {
   current->state = State::finished;
-  current->copies.clear();
-  current->groups.clear();
+  current->landed = current->issued;
   warps[current->number / 32].finished |= 1u << lane();
   ++finished_count;
   if (barrier_count && barrier_count + finished_count == threads.size()) {
