@@ -10,6 +10,8 @@ from collections.abc import Mapping
 SPACE_VERSION = 1
 
 _MOST_ACCUMULATORS = 128  # int32 registers of a thread
+_OTHER_REGISTERS = 48  # that it needs at least beside them
+_REGISTERS = 65536  # of a multiprocessor, and so of a block
 _MOST_THREADS = 512
 _DEPTHS = (32, 64, 96, 128, 192, 256)
 _WARPS = (1, 2, 3, 4, 6, 8)
@@ -211,7 +213,7 @@ def _mma_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -
             w
             for w in _WARPS
             if made["block_depth"] // 32 % w == 0
-            and 32 * w * warps <= _MOST_THREADS
+            and _has_registers(rows * columns // warps, 32 * w * warps)
             and (w - 1) * rows * columns * 4 <= gpu.shared_bytes
         ]
     else:
@@ -233,10 +235,18 @@ def _row_warps(rows: int, columns: int) -> list[int]:
 
 def _fits(rows: int, columns: int, row_warps: int, column_warps: int) -> bool:
     """Whether the warps divide the block's columns and have registers for its results."""
+    return columns % (32 * column_warps) == 0 and _has_registers(
+        rows * columns // (row_warps * column_warps), 32 * row_warps * column_warps
+    )
+
+
+def _has_registers(warp_results: int, threads: int) -> bool:
+    """Whether threads whose warps have so many results fit a block without spilling."""
+    accumulators = warp_results // 32
     return (
-        columns % (32 * column_warps) == 0
-        and rows * columns <= 32 * _MOST_ACCUMULATORS * row_warps * column_warps
-        and 32 * row_warps * column_warps <= _MOST_THREADS
+        accumulators <= _MOST_ACCUMULATORS
+        and threads <= _MOST_THREADS
+        and threads * (accumulators + _OTHER_REGISTERS) <= _REGISTERS
     )
 
 
@@ -319,13 +329,10 @@ def _cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
     alone += 1500 + slices * (100 + 600 / stages) + summed
     alone += results / (tile.threads // depth_warps) * epilogue * 2
 
-    registers = results * depth_warps // tile.threads + 56
-    resident = min(
-        gpu.shared_bytes // tile.shared_bytes,
-        65536 // (registers * tile.threads),
-        16,
-    )
-    resident = max(1, resident)
+    # Besides accumulators: what is loaded ahead for the unrolled steps of a slice.
+    registers = results * depth_warps // tile.threads + 56 + tile.block_depth // depth_warps // 3
+    by_registers = _REGISTERS // (min(registers, 255) * tile.threads)
+    resident = max(1, min(by_registers, gpu.shared_bytes // tile.shared_bytes, 16))
     whole, rest = divmod(blocks, gpu.processors * resident)
     cycles = whole * max(alone, resident * work)
     if rest:
