@@ -1,0 +1,82 @@
+"""Every operator's CUDA kernel, emulated, equals the reference bit for bit and has no race."""
+
+import numpy as np
+import pytest
+
+import graphs
+from intswin.models import integer_ops
+from operator_runner import emulate_operator
+
+# dp4a, and tensor cores.
+CUDA_TARGETS = ["cuda-v100", "cuda-h100"]
+
+pytestmark = pytest.mark.parametrize("target", CUDA_TARGETS)
+
+
+def check(case, target, inputs):
+    actual = emulate_operator(case, target, inputs)
+    np.testing.assert_array_equal(actual, integer_ops.execute(case.node, inputs), strict=True)
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize(
+    "epilogue",
+    [
+        {"zero_point": 0},
+        {},
+        {"out": "s8"},
+        {"out": "i16"},
+        {"out": "i16", "residual": True},
+        {"out": "i32"},
+        {"activation": "igelu"},
+        {"activation": "shiftgelu"},
+    ],
+    ids=str,
+)
+def test_linear(target, epilogue, extreme):
+    rng = np.random.default_rng(0)
+    case = graphs.random_linear(rng, 49, 96, 64, extreme=extreme, **epilogue)
+    check(case, target, case.inputs(rng, 2, extreme))
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(64, 48, 96), (1, 64, 10), (3, 33, 5), (197, 32, 21), (8, 512, 40)]
+)
+def test_linear_shapes(target, rows, k, n):
+    rng = np.random.default_rng(1)
+    case = graphs.random_linear(rng, rows, k, n, zero_point=0)
+    check(case, target, case.inputs(rng, 1))
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize(
+    ("windows", "tokens", "heads", "d", "patterns"), [(4, 49, 3, 32, 3), (2, 16, 2, 16, 0)]
+)
+def test_attention(target, windows, tokens, heads, d, patterns, extreme):
+    rng = np.random.default_rng(2)
+    case = graphs.random_attention(
+        rng, windows, tokens, heads, d, patterns=patterns, extreme=extreme
+    )
+    check(case, target, case.inputs(rng, 1, extreme))
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "channels", "out", "group"),
+    [(49, 96, "u8", 1), (5, 96, "u8", 4), (17, 40, "i16", 1), (3, 768, "u8", 1)],
+)
+def test_layer_norm(target, rows, channels, out, group, extreme):
+    rng = np.random.default_rng(3)
+    case = graphs.random_layer_norm(rng, rows, channels, out, group=group, extreme=extreme)
+    check(case, target, case.inputs(rng, 2, extreme))
+
+
+def test_small_operators(target):
+    rng = np.random.default_rng(4)
+    for case in (
+        graphs.patchify_case(24, 16, 4),
+        graphs.random_mean_pool(rng, 49, 72),
+        graphs.random_gather_rows(rng, 20, 24, 9),
+        graphs.random_add_constant(rng, 16, 40),
+    ):
+        check(case, target, case.inputs(rng, 2))
