@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PHOTOS := $(wildcard models/assets/photos/*.jpg models/assets/photos/*.png)
 
-.PHONY: demo test test-gpu lint clean
+.PHONY: demo test test-slow test-gpu lint clean
 
 demo: .venv/compile
 	$(BIN)/intswin compile
@@ -16,9 +16,12 @@ demo: .venv/compile
 # Each worker runs compiled code: without a limit they would fight for the cores.
 test: .venv/dev
 	TVM_NUM_THREADS=$${TVM_NUM_THREADS:-2} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} \
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not gpu" --durations=15
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not gpu and not slow" --durations=15
 
 # On a machine with a GPU, one test after the other; elsewhere each says why it is skipped.
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -q -m slow
+
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 
