@@ -18,10 +18,10 @@ test: .venv/dev
 	TVM_NUM_THREADS=$${TVM_NUM_THREADS:-2} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not gpu and not slow" --durations=15
 
-# On a machine with a GPU, one test after the other; elsewhere each says why it is skipped.
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -q -m slow
 
+# On a machine with a GPU, one test after the other; elsewhere each says why it is skipped.
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 

@@ -38,9 +38,7 @@ def check(graph, target_name, images):
     assert next(nodes, None) is None
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param("cuda-v100", marks=pytest.mark.slow), "cuda-h100"]
-)
+@pytest.mark.parametrize("target", [pytest.param("cuda-v100", marks=pytest.mark.slow), "cuda-h100"])
 def test_swin_micro(target):
     graph = swin_micro()
     check(graph, target, graphs.random_images(np.random.default_rng(0), graph, 1))
