@@ -87,6 +87,7 @@ def test_too_little_memory(tmp_path):
     assert "out of memory with 64 images a step; pass --batch-size 32" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_its_results(tmp_path, pack):
     script = Path(__file__).parents[2] / "scripts" / "experiment_distill.py"
     command = [

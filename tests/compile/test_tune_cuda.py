@@ -79,7 +79,10 @@ def run(folder, target, trials):
     return tasks
 
 
-@pytest.mark.parametrize("target", [H100, V100], ids=["h100", "v100"])
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(H100, id="h100"), pytest.param(V100, id="v100", marks=pytest.mark.slow)],
+)
 def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, target, capsys):
     folder = tmp_path / tuning_log.log_name(target)
     (task,) = run(folder, target, 8)
