@@ -13,8 +13,9 @@ demo: .venv/compile
 	$(BIN)/intswin predict $(PHOTOS)
 	$(BIN)/intswin bench --variants relu,igelu --rounds 30
 
-# Each worker runs compiled code: without a limit they would fight for the cores.
+# Each worker runs compiled code: without a limit they would fight for the cores, also by spinning.
 test: .venv/dev
+	OMP_WAIT_POLICY=PASSIVE \
 	TVM_NUM_THREADS=$${TVM_NUM_THREADS:-2} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not gpu and not slow" --durations=15
 
