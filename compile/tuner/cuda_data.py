@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import tvm
@@ -13,7 +12,7 @@ from tvm.target import Target
 
 from intswin.compile.operators import linear
 from intswin.compile.quantize_parameters import gelu_parameters
-from intswin.compile.tuner.kernel_data import KernelSpec
+from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
 from intswin.models.integer_ops import execute
 
@@ -73,17 +72,10 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
 
 
 def _parameters(channels: int, depth: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    wild = rng.random(channels) < 0.5
-    spread = 147 * 74 * math.sqrt(depth)  # of a sum of products of full-range bytes
-    typical = max(0, round(math.log2(spread / 2**13)))
-    pre = np.where(wild, rng.integers(0, 25, channels), typical)
-    mult = np.where(wild, rng.integers(0, 32768, channels), rng.integers(16384, 32768, channels))
-    # |products| stay below 2^27 (4096 input channels), so that nothing overflows an int32.
-    sign = rng.choice([-1, 1], channels)
-    size = np.exp2(rng.uniform(0, np.where(wild, 30, math.log2(spread))))
+    bias, pre, mult = random_requantization(channels, depth, rng)
     return {
         "weight": rng.integers(-127, 128, (channels, depth), np.int8),
-        "bias": (sign * size.astype(np.int64)).astype(np.int32),
+        "bias": bias.astype(np.int32),
         "pre": pre.astype(np.int32),
         "mult": mult.astype(np.int32),
     }

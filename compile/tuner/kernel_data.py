@@ -61,14 +61,13 @@ class KernelSpec:
         return f"{batch}x{rows}x{depth} -> {self.arguments[-1][0][2]} {self.out}{activation}"
 
 
-def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray]:
-    """All arguments but the output.
+def random_requantization(
+    columns: int | tuple[int, ...], depth: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Int64 bias, pre and mult of shape `columns` for sums of `depth` products of full-range bytes.
 
-    Activations, weights and residuals are uniform over their dtypes. Half of the columns are
-    requantized so that results fill the int16 range, half with any parameters: those saturate.
+    Half of the columns fill the int16 range, half have any parameters.
     """
-    (_, _, depth), columns = spec.arguments[0][0], spec.arguments[2][0]
-    shapes = [shape for shape, _ in spec.arguments]
     wild = rng.random(columns) < 0.5
     spread = 147 * 74 * math.sqrt(depth)  # of a sum of products of full-range bytes
     typical = max(0, round(math.log2(spread / 2**13)))
@@ -77,6 +76,18 @@ def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray
     # |products| stay below 2^27 (4096 input channels), so that nothing overflows an int32.
     sign = rng.choice([-1, 1], columns)
     bias = sign * np.exp2(rng.uniform(0, np.where(wild, 30, math.log2(spread)))).astype(np.int64)
+    return bias, pre, mult
+
+
+def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray]:
+    """All arguments but the output.
+
+    Activations, weights and residuals are uniform over their dtypes. Half of the columns are
+    requantized so that results fill the int16 range, half with any parameters: those saturate.
+    """
+    (_, _, depth), columns = spec.arguments[0][0], spec.arguments[2][0]
+    shapes = [shape for shape, _ in spec.arguments]
+    bias, pre, mult = random_requantization(columns, depth, rng)
     inputs = [
         rng.integers(0, 256, shapes[0], np.uint8),
         rng.integers(-127, 128, shapes[1], np.int8),
