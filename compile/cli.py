@@ -12,9 +12,8 @@ import typer
 
 from intswin.compile import cli_distill, cli_tune
 from intswin.compile import cli_options as option
-from intswin.models.errors import IntswinError
+from intswin.models.errors import USER_ERROR, IntswinError
 
-USER_ERROR = 2
 INTERRUPTED = 130
 # Packages that the extra "compile" brings; running an artifact needs none of them.
 COMPILE_PACKAGES = {

@@ -7,11 +7,10 @@ says why. Files and compiled kernels are kept in --work, so that a second run st
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from intswin.compile.peers import benchmark, coordinator
-from intswin.models.errors import IntswinError
+from intswin.models.errors import run_script
 
 
 def main() -> None:
@@ -31,8 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

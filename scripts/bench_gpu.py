@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "timm", "triton", "numpy", "cupy")
 MEASURE_SECONDS = 12.0  # a case, all contestants together
@@ -182,7 +182,4 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

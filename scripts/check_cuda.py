@@ -31,7 +31,7 @@ from rich.table import Table
 from intswin.compile import artifact, cuda_check, runtime
 from intswin.compile.cuda_check import FAILED
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 from intswin.models.preprocess import Preprocess
 
 IMAGES = {"swin_micro": 256, "swin_tiny_patch4_window7_224": 8}
@@ -210,7 +210,4 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from intswin.compile.peers import coordinator, scaling
 from intswin.compile.peers.process import CompetitorError
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 from intswin.models.files import check_writable, write_file
 
 NETWORKS = [
@@ -58,8 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -19,7 +19,6 @@ import copy
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ from intswin.models.checkpoint import read_state_dict, save_checkpoint
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_train import DistillTrainer, TrainOptions, accuracy
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import write_file
 from intswin.models.integer_graph import IntegerGraph
@@ -365,8 +364,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

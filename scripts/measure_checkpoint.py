@@ -6,10 +6,9 @@ The number in a card is of the fp16 file as written, not of the weights that wer
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from intswin.models.errors import IntswinError
+from intswin.models.errors import run_script
 from intswin.models.training_run import measure_card
 
 
@@ -25,8 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

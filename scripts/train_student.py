@@ -7,11 +7,9 @@ compared with.
 
 from __future__ import annotations
 
-import sys
-
 from intswin.models.activation import replace_activation
 from intswin.models.distill import Distillation, SwinStages
-from intswin.models.errors import IntswinError
+from intswin.models.errors import run_script
 from intswin.models.swin import MICRO_PREPROCESS, create_model
 from intswin.models.training import seed_everything
 from intswin.models.training_run import save_with_card, train, training_parser
@@ -39,8 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -7,7 +7,6 @@ the end. Needs a pack whose classes are ImageNet-1k's.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from intswin.models.data import open_images
 from intswin.models.distill import Distillation, MobileNetTeacher
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 from intswin.models.swin import SWIN_MICRO, create_model, model_preprocess
 from intswin.models.training import seed_everything
 from intswin.models.training_run import save_with_card, train, training_parser
@@ -63,8 +62,4 @@ def keep_classes(model: Any, rows: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

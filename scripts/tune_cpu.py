@@ -34,6 +34,7 @@ from intswin.compile.emit import emit
 from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
 from intswin.models import integer_reference
+from intswin.models.errors import run_script
 from intswin.models.integer_graph import IntegerGraph
 
 # The share of the time, in this order; what one target does not use goes to the next.
@@ -116,4 +117,4 @@ The files are MetaSchedule's JSON database; docs/tuning.md says how `intswin com
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,7 +27,7 @@ from intswin.compile import cuda_driver, tuning_log
 from intswin.compile.gpu_artifacts import Stopwatch
 from intswin.compile.targets import cuda_arch, get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
-from intswin.models.errors import IntswinError
+from intswin.models.errors import IntswinError, run_script
 
 
 def main() -> None:
@@ -109,7 +109,4 @@ The files are MetaSchedule's JSON database; docs/tuning.md says how `intswin com
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IntswinError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)
