@@ -1,9 +1,10 @@
-"""Networks for comparison in GPU benchmarks: a GELU that is not fused into its GEMM.
+"""Networks for comparison in benchmarks: a GELU that is not fused into its GEMM.
 
 The first GEMM of an MLP writes its requantized int16 to memory; a kernel of its own reads it and
-writes uint8. That kernel is the integer i-GELU, or a float GELU as FasterTransformer has it between
-int8 GEMMs. `intswin compile` never makes such a network, and its integer-only check refuses the
-float one: here it is told which kernel may use floats, and the artifact's report does not list it.
+writes uint8. That kernel is the integer i-GELU, as I-BERT has it, or on a GPU a float GELU as
+FasterTransformer has it between int8 GEMMs. `intswin compile` never makes such a network, and its
+integer-only check refuses the float one: here it is told which kernel may use floats, and the
+artifact's report does not list it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ import dataclasses
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, te, tirx
+from tvm.ir import Expr
 from tvm.target import Target
 
 from intswin.compile.emit import emit
+from intswin.compile.operators.expressions import (
+    add_saturating,
+    clamp,
+    emit_compute,
+    int32,
+    requant16,
+)
+from intswin.compile.operators.integer_gelu import igelu
 from intswin.compile.pipeline import (
     Compiled,
     CompileOptions,
@@ -35,17 +45,17 @@ SEPARATE = {"igelu-unfused": "igelu", "float-gelu": "float"}
 
 
 def compile_separate(options: CompileOptions, name: str) -> Compiled:
-    """Compile a network with GELU for a GPU.
+    """Compile a network with GELU.
 
     Args:
         options: the activation is "igelu".
         name: one of SEPARATE; it becomes the artifact's activation.
 
     Raises:
-        IntswinError: see `pipeline.compile_network`; or the target is not a GPU.
+        IntswinError: see `pipeline.compile_network`; or floats are asked for on a CPU.
     """
     target = get_target(options.target)
-    if not is_cuda(target):
+    if SEPARATE[name] == "float" and not is_cuda(target):
         raise IntswinError(f"{name} is made for GPUs, not for {options.target}")
     network = load_float_network(options)
     calibration = load_calibration(options, network, lambda _message: None)
@@ -97,16 +107,50 @@ def _emit_gelu(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit t int16 (B, R, N) -> uint8 (B, R, N)."""
+    emit_kernel = _emit_on_cuda if is_cuda(target) else _emit_on_cpu
+    return emit_kernel(bb, node, inputs, batch)
+
+
+def _emit_on_cpu(
+    bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int
+) -> relax.Expr:
+    """The expressions of the fused i-GELU, in a loop of their own."""
+    frac, act_params = int(node.attrs["frac"]), node.tensors["act_params"]
+    args = [*inputs, act_params.astype(np.int32), np.array([_offset(node)], np.int16)]
+
+    def compute(t: te.Tensor, params: te.Tensor, offset: te.Tensor) -> te.Tensor:
+        pre, mult = params[4], params[5]
+
+        def element(*at: Expr) -> Expr:
+            product = igelu(t(*at).astype("int32"), params) + ((int32(1) << pre) >> int32(1))
+            h = requant16(product, pre, mult).astype("int16")
+            shifted = add_saturating(h, offset[0]) >> tirx.const(frac, "int16")
+            return clamp(shifted, "uint8")
+
+        return te.compute(t.shape, element, "y")
+
+    return emit_compute(bb, _OP, compute, args)
+
+
+def _emit_on_cuda(
+    bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int
+) -> relax.Expr:
     kind, frac = str(node.attrs["kind"]), int(node.attrs["frac"])
-    zero_point, act_params = int(node.attrs["zero_point"]), node.tensors["act_params"]
+    act_params = node.tensors["act_params"]
     if kind == "igelu":
-        offset = (zero_point << frac) + ((1 << frac) >> 1)
-        arrays = [act_params.astype(np.int32), np.array([offset], np.int32)]
+        arrays = [act_params.astype(np.int32), np.array([_offset(node)], np.int32)]
     else:
         scale = 2.0 ** -int(act_params[0])
+        zero_point = int(node.attrs["zero_point"])
         arrays = [np.array([scale, 1 / node.out.scale, zero_point], np.float32).view(np.int32)]
     shape = (batch, *node.out.shape)
     gvar = bb.add_func(separate_gelu_kernel(shape, kind, frac), _OP)
     constants = [relax.const(array, str(array.dtype)) for array in arrays]
     out = relax.TensorType(shape, node.out.dtype)
     return bb.emit(relax.call_tir(gvar, [*inputs, *constants], out))
+
+
+def _offset(node: Node) -> int:
+    """What is added before the last shift: the zero point and the rounding."""
+    frac = int(node.attrs["frac"])
+    return (int(node.attrs["zero_point"]) << frac) + ((1 << frac) >> 1)

@@ -12,9 +12,11 @@ import dataclasses
 import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from tvm import IRModule
 from tvm.target import Target
 
 from intswin.compile import tuning_log
@@ -80,7 +82,10 @@ class TuneOptions:
 
 
 def tune(
-    options: TuneOptions, console: Console, networks: list[IntegerGraph] | None = None
+    options: TuneOptions,
+    console: Console,
+    networks: list[IntegerGraph] | None = None,
+    emitter: Callable[[IntegerGraph, int, Target], IRModule] = emit,
 ) -> Path:
     """Run the job; returns the folder of the log.
 
@@ -88,6 +93,7 @@ def tune(
         options: the job.
         console: shows the progress.
         networks: what `read_networks` gave for these options; None: it is called.
+        emitter: makes the module of a network, a batch and a target.
 
     Raises:
         IntswinError: the networks or the target cannot be used, or the log is refused.
@@ -106,7 +112,7 @@ def tune(
         if networks is None:
             networks = read_networks(options, console)
         modules = [
-            (emit(graph, batch, target), batch)
+            (emitter(graph, batch, target), batch)
             for graph, batch in itertools.product(networks, options.batches)
         ]
         tasks = extract_tasks(modules, target)

@@ -4,7 +4,8 @@
     python scripts/tune_cpu.py --check
 
 It tunes swin_micro and swin_tiny with ReLU and i-GELU at batch 1 and 8, for this CPU and for
-x86-64-v3, into tuning_logs/, and writes each folder's README. Killed or out of time, it goes on
+x86-64-v3, and the GEMMs before an i-GELU in a kernel of its own, which bench_cpu.py compares with,
+into tuning_logs/, and writes each folder's README. Killed or out of time, it goes on
 where it stopped when it is run again. Nothing else should run on the machine meanwhile. With
 --check it compiles all of these networks with the logs and compares them with the NumPy reference.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import itertools
 import os
 import platform
@@ -31,6 +33,7 @@ from tvm import relax
 from intswin.compile import host_cpu, tuning_log
 from intswin.compile.build import build
 from intswin.compile.emit import emit
+from intswin.compile.separate_gelu import emit_separate
 from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
 from intswin.models import integer_reference
@@ -42,6 +45,7 @@ TARGETS = {"llvm": 0.6, "llvm-x86-64-v3": 1.0}
 NETWORKS = ("swin_tiny_patch4_window7_224", "swin_micro")
 ACTIVATIONS = ("relu", "igelu")
 NAMES = [" ".join(pair) for pair in itertools.product(NETWORKS, ACTIVATIONS)]
+UNFUSED = functools.partial(emit_separate, kind="igelu")
 
 
 def main() -> None:
@@ -67,7 +71,11 @@ def main() -> None:
     for target, share in TARGETS.items():
         hours = max(0.0, share * (end - time.monotonic()) / 3600)
         console.print(f"tuning for {target}")
-        folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
+        tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
+        hours = max(0.0, share * (end - time.monotonic()) / 3600)
+        separate = dataclasses.replace(job, target=target, hours=hours)
+        gelus = [graph for graph, name in zip(networks, NAMES, strict=True) if "igelu" in name]
+        folder = tune(separate, console, gelus, UNFUSED)
         write_readme(folder, target)
 
 
@@ -80,9 +88,10 @@ def check(networks: list[IntegerGraph], batches: tuple[int, ...], logs: Path) ->
         shape = graph.input.shape
         images = rng.integers(0, 256, (max(batches), *shape), np.uint8)
         expected = integer_reference.run(graph, images)
-        for target_name, batch in itertools.product(TARGETS, batches):
+        emitters = {name: emit, **({f"{name}, unfused": UNFUSED} if "igelu" in name else {})}
+        for target_name, batch, label in itertools.product(TARGETS, batches, emitters):
             target = get_target(target_name)
-            mod = emit(graph, batch, target)
+            mod = emitters[label](graph, batch, target)
             tuned = tuning_log.apply_tuned_schedules(mod, target)
             changed = sum(not func.same_as(mod[gvar]) for gvar, func in tuned.functions.items())
             machine = relax.VirtualMachine(build(mod, target), tvm.cpu())
@@ -90,7 +99,7 @@ def check(networks: list[IntegerGraph], batches: tuple[int, ...], logs: Path) ->
             equal = np.array_equal(actual, expected[:batch])
             exact &= equal
             verdict = "bit-exact" if equal else "DIFFERENT"
-            print(f"{name} {target_name} batch {batch}: {changed} tuned kernels, {verdict}")
+            print(f"{label} {target_name} batch {batch}: {changed} tuned kernels, {verdict}")
     return exact
 
 

@@ -27,11 +27,17 @@ _FORMS = [
     ("onnxruntime_peer", "dynamic", "ONNX Runtime int8 dynamic", ("onnxruntime",)),
     ("onnxruntime_peer", "static", "ONNX Runtime int8 static", ("onnxruntime",)),
 ]
-_ACTIVATION_LABELS = {"relu": "ReLU", "gelu": "GELU", "igelu": "i-GELU", "shiftgelu": "ShiftGELU"}
+_ACTIVATION_LABELS = {
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "igelu": "i-GELU",
+    "igelu-unfused": "i-GELU, a kernel of its own",
+    "shiftgelu": "ShiftGELU",
+}
 
 OURS = [
     Competitor(f"ours-{name}", f"intswin {_ACTIVATION_LABELS[name]}", f"{_PEERS}.ours", "", name)
-    for name in ("relu", "igelu", "shiftgelu")
+    for name in ("relu", "igelu", "igelu-unfused", "shiftgelu")
 ]
 PEERS = [
     Competitor(

@@ -16,6 +16,7 @@ from intswin.compile.peers.coordinator import Entrant, Race
 from intswin.models.files import write_file
 
 BASE = "ours-relu"
+_GELUS = {"ours-igelu": "igelu_to_relu", "ours-igelu-unfused": "unfused_igelu_to_relu"}
 BUSY_LOAD, BUSY_CORES = 0.5, 0.1  # above them the numbers are not worth much
 
 
@@ -89,6 +90,8 @@ def conclusions(result: dict[str, Any]) -> Iterator[str]:
             line.append(f"fastest peer {label} {part['fastest_peer_ratio']:.2f}x")
         if "igelu_to_relu" in part:
             line.append(f"i-GELU {part['igelu_to_relu']:.2f}x")
+        if "unfused_igelu_to_relu" in part:
+            line.append(f"unfused {part['unfused_igelu_to_relu']:.2f}x")
         if "peak_share" in part:
             line.append(f"{100 * part['peak_share']:.0f} % of the peak end to end")
         yield f"batch {part['batch']}, against {part['ratio_to']}: " + "; ".join(line)
@@ -161,8 +164,9 @@ def _conclusions(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if peers:
         found["fastest_peer"] = min(peers, key=lambda name: peers[name])
         found["fastest_peer_ratio"] = measured[found["fastest_peer"]]["ratio"]
-    if BASE in measured and "ours-igelu" in measured:
-        found["igelu_to_relu"] = measured["ours-igelu"]["ratio"]
+    for name, key in _GELUS.items():
+        if BASE in measured and name in measured:
+            found[key] = measured[name]["ratio"]
     return found
 
 

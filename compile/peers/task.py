@@ -33,7 +33,8 @@ class Competitor:
         label: for people.
         module: Python module with environment, prepare and load.
         variant: which of the module's forms.
-        activation: of the MLPs: "relu" or "gelu", or ours: "relu", "igelu", "shiftgelu".
+        activation: of the MLPs: "relu" or "gelu", or ours: "relu", "igelu", "shiftgelu",
+            "igelu-unfused" (compile/separate_gelu.py).
         packages: distributions that it needs.
     """
 

@@ -24,6 +24,7 @@ _CPU_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
     "mean_pool": schedule_mean_pool,
     "gather_rows": schedule_rows,
     "add_constant": schedule_rows,
+    "separate_gelu": schedule_rows,  # of comparisons only
 }
 
 _CUDA_SCHEDULES: dict[str, Callable[[s_tir.Schedule, Target], None]] = {
