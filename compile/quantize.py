@@ -18,8 +18,9 @@ import torch
 
 from intswin.compile import quantize_parameters as parameters
 from intswin.compile.float_graph import FloatGraph, FloatOp
-from intswin.compile.quantize_attention import Scores, bias_tables, find_layout
+from intswin.compile.quantize_attention import Scores
 from intswin.compile.quantize_emit import LAYOUT_OPS, Emitter, PendingLinear, Ranges
+from intswin.compile.quantize_emit_attention import emit_attention
 from intswin.compile.quantize_views import (
     View,
     elements,
@@ -360,39 +361,12 @@ class _Quantizer:
 
     def _attention_matmul(self, op: FloatOp) -> None:
         left, right = (self.values[name] for name in op.args)
-        if not isinstance(left.source, Scores):
-            scores = Scores.of(left, right, *op.args)
-            index = elements(math.prod(op.shape)).reshape(op.shape)
-            self.values[op.name] = View(scores, op.shape[-1], index)
+        if isinstance(left.source, Scores):
+            emit_attention(self.out, op)
             return
-        scores = left.source
-        scores.require_natural(left, f"matmul {op.name}")
-        if not scores.normalized or left.factor != 1:
-            raise IntswinError(f"matmul {op.name} of attention scores without a softmax")
-        v = right.moved(right.index.reshape(-1, *right.index.shape[-2:]))
-        layout = find_layout(scores.q, scores.k, v, op.name)
-        windows, tokens = layout.rows.shape
-        _, heads = layout.group_of.shape
-        dim = op.shape[-1]
-        operands = (
-            (scores.q, scores.q_name), (scores.k, scores.k_name), (v, op.args[1])
-        )  # fmt: skip
-        qkv, scales = self.out.qkv(operands, layout.columns, op.name)
-        factor = scores.factor * scores.q.factor * scores.k.factor
-        out_scale = self.out.u8_scale(op.name)
-        params = parameters.attention_parameters(
-            scales[0] * scales[1] * factor, scales[2] * v.factor, out_scale, op.name
-        )
-        tensors = {"rows": layout.rows, **bias_tables(scores, layout), "params": params}
-        row = torch.from_numpy(layout.rows)
-        by_head = row[:, None, :, None] * (heads * dim) + (
-            elements(heads * dim).reshape(1, heads, 1, dim)
-        )
-        index = torch.empty((windows * heads, tokens, dim), dtype=torch.int32)
-        index[torch.from_numpy(layout.group_of)] = by_head
-        spec = TensorSpec((windows * tokens, heads * dim), "uint8", out_scale, 128)
-        attrs: dict[str, Attribute] = {"heads": heads, "d": dim}
-        self.out.result(op, "attention", [qkv], tensors, attrs, spec, index.reshape(op.shape))
+        scores = Scores.of(left, right, *op.args)
+        index = elements(math.prod(op.shape)).reshape(op.shape)
+        self.values[op.name] = View(scores, op.shape[-1], index)
 
     def _logits(self) -> None:
         view = self.values[self.graph.output]

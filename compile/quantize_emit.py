@@ -180,43 +180,6 @@ class Emitter:
         linear.node = self.emit("linear", inputs, {**tensors, **extra}, attrs, out_spec, name)
         return linear.node
 
-    def qkv(
-        self,
-        operands: tuple[tuple[View, str], ...],
-        columns: tuple[np.ndarray, ...],
-        name: str,
-    ) -> tuple[str, list[float]]:
-        """One int8 linear layer for q | k | v, channels in (head, d) order."""
-        weights, biases, h_scales, scales = [], [], [], []
-        inputs = set()
-        for (view, value), channels in zip(operands, columns, strict=True):
-            linear = view.source
-            if not isinstance(linear, PendingLinear) or linear.activation != "none" or linear.node:
-                raise IntswinError(f"{name}: q, k and v are not outputs of linear layers")
-            inputs.add((linear.input, linear.rows))
-            flat = channels.reshape(-1)
-            weights.append(linear.weight[flat])
-            biases.append(linear.bias[flat])
-            low, high = self.ranges[value]
-            scale = parameters.symmetric_scale(low, high, 127) / abs(view.factor)
-            scale *= self.widen.get(name, 1)
-            scales.append(scale)
-            h_scales.append(np.full(flat.size, scale / 128))
-        if len(inputs) != 1:
-            raise IntswinError(f"{name}: q, k and v come from different tensors")
-        ((source, rows),) = inputs
-        weight, bias = np.concatenate(weights), np.concatenate(biases)
-        spec = self.specs[source]
-        tensors = parameters.linear_parameters(
-            weight, bias, spec.scale, spec.zero_point, np.concatenate(h_scales), name
-        )
-        attrs: dict[str, Attribute] = {
-            "out": "s8", "zero_point": 0, "frac": 7, "activation": "none"
-        }  # fmt: skip
-        # q, k and v have scales of their own; the spec's 0.0 says so
-        out = TensorSpec((rows, weight.shape[0]), "int8", 0.0)
-        return self.emit("linear", [source], tensors, attrs, out, ""), scales
-
 
 def _residual_streams(graph: FloatGraph) -> dict[str, str]:
     """Union of values joined by additions and layout: value name -> its stream's name."""
