@@ -30,6 +30,7 @@ class ScalingOptions:
     threads: int
     rounds: int
     builders: int
+    trials: int
     work: Path
     output: Path
 
