@@ -156,20 +156,19 @@ def test_too_fine_a_scale_is_widened():
     assert np.abs(run(network.graph, images) * scale - exact).max() < 0.5
 
 
-def test_absurd_attention_scores_are_refused():
-    """Not an endless search for a scale."""
-    model = create_model("swin_micro", activation="relu")
+@pytest.mark.parametrize(
+    ("activation", "layer", "factor", "message"),
+    [
+        ("relu", "attn.qkv", 3000, "too much for an 8-bit softmax"),
+        ("gelu", "mlp.fc1", 1e6, "finds no scale"),
+    ],
+)
+def test_absurd_values_are_refused(activation, layer, factor, message):
+    """Attention scores, and a GELU's input that no exponent suits; not an endless search."""
+    model = create_model("swin_micro", activation=activation)
     with torch.no_grad():
-        model.layers[0].blocks[0].attn.qkv.weight.mul_(3000)
-    with pytest.raises(IntswinError, match="too much for an 8-bit softmax"):
-        quantized(model)
-
-
-def test_a_gelu_input_that_no_exponent_suits_is_refused():
-    model = create_model("swin_micro", activation="gelu")
-    with torch.no_grad():
-        model.layers[0].blocks[0].mlp.fc1.weight.mul_(1e6)
-    with pytest.raises(IntswinError, match="finds no scale"):
+        model.layers[0].blocks[0].get_submodule(layer).weight.mul_(factor)
+    with pytest.raises(IntswinError, match=message):
         quantized(model)
 
 
