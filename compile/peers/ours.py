@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intswin.compile.peers.task import SEED, Loaded, Task
+from intswin.compile.peers.task import SEED, Loaded, Task, peak_memory_mb
 
 if TYPE_CHECKING:
     from intswin.models.integer_graph import IntegerGraph
@@ -57,7 +56,7 @@ def prepare(task: Task) -> dict[str, Any]:
     compiled = compile_separate(options, name) if name in SEPARATE else compile_network(options)
     cost = {
         "compile_seconds": round(time.perf_counter() - start, 2),
-        "compile_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "compile_peak_mb": peak_memory_mb(),
     }
     np.save(path.with_suffix(".npy"), _reference(compiled.graph, task.images))
     compiled.save(path)

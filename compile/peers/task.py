@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +122,16 @@ class Loaded:
     scale: float = 1.0
     exact: np.ndarray | None = None
     kernel_times: Callable[[], list[tuple[str, float]]] | None = None
+
+
+def peak_memory_mb() -> float:
+    """The most memory, in MiB, that this process had since it started its program.
+
+    getrusage would give that of the process it was forked from, if that is more.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return round(int(peak.split()[1]) / 1024, 1)

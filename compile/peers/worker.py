@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from intswin.compile.peers.task import Loaded, Task
+from intswin.compile.peers.task import Loaded, Task, peak_memory_mb
 
 # Untimed calls at the start of a burst wake threads and warm caches: one, and more for so long.
 WAKE_SECONDS = 0.02
@@ -88,8 +87,7 @@ def _use_cores(count: int) -> None:
 
 
 def _cost(start: float) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    return {"seconds": round(time.perf_counter() - start, 2), "peak_mb": round(peak / 1024, 1)}
+    return {"seconds": round(time.perf_counter() - start, 2), "peak_mb": peak_memory_mb()}
 
 
 def _answer(answers: IO[str], **fields: Any) -> None:

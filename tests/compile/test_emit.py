@@ -8,6 +8,7 @@ from tvm import relax, tirx
 import graphs
 from intswin.compile.build import build, export
 from intswin.compile.emit import emit
+from intswin.compile.separate_gelu import emit_separate
 from intswin.compile.targets import get_target
 from intswin.models import integer_reference
 from intswin.models.errors import IntswinError
@@ -16,6 +17,11 @@ from operator_runner import TARGETS
 
 def _run(executable, images):
     return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(images)).numpy()
+
+
+def _operators(mod):
+    kernels = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    return sorted(str(f.attrs["intswin.op"]) for f in kernels)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,17 @@ def test_swin(target, activation, batch):
     executable = build(emit(graph, batch, get_target(target)), get_target(target))
     expected = integer_reference.run(graph, images)
     np.testing.assert_array_equal(_run(executable, images), expected, strict=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gelu_in_a_kernel_of_its_own(target):
+    rng = np.random.default_rng(0)
+    graph = graphs.tiny_swin_graph(rng, activation="igelu")
+    images = rng.integers(0, 256, (2, *graph.input.shape), np.uint8)
+    mod = emit_separate(graph, 2, get_target(target), "igelu")
+    assert "separate_gelu" in _operators(mod)
+    actual = _run(build(mod, get_target(target)), images)
+    np.testing.assert_array_equal(actual, integer_reference.run(graph, images), strict=True)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -49,9 +66,7 @@ def test_layers_of_one_shape_share_a_kernel():
     x = b.add(graphs.random_mean_pool(rng, 16, 48), x)
     b.add(graphs.random_linear(rng, 1, 48, 5, "i32"), x)
     mod = emit(b.graph(), 1, get_target("llvm"))
-    kernels = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
-    operators = sorted(str(f.attrs["intswin.op"]) for f in kernels)
-    assert operators == ["linear", "linear", "mean_pool", "patchify"]
+    assert _operators(mod) == ["linear", "linear", "mean_pool", "patchify"]
 
 
 def test_exported_library_runs_alone(tmp_path):

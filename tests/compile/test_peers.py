@@ -6,13 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from intswin.compile.peers import coordinator, process, report
 from intswin.compile.peers.competitors import COMPETITORS
 from intswin.compile.peers.process import CompetitorError, Worker
-from intswin.compile.peers.task import Competitor, Task
+from intswin.compile.peers.task import Competitor, Task, peak_memory_mb
 
 ROUNDS = 3
 
@@ -190,3 +191,11 @@ def test_script_names_competitors_when_nobody_is_chosen(tmp_path):
     )  # fmt: skip
     assert ran.returncode == 2
     assert "openvino-int8-relu" in ran.stderr
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    program = "from intswin.compile.peers.task import peak_memory_mb; print(peak_memory_mb())"
+    ballast = np.ones(100 << 20, np.uint8)
+    assert peak_memory_mb() >= len(ballast) / 2**20
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert 10 < float(child.stdout) < len(ballast) / 2**20
