@@ -127,7 +127,7 @@ def distill(
 
     from intswin.compile import distill as work  # noqa: PLC0415
     from intswin.models.distill_loss import LossWeights  # noqa: PLC0415
-    from intswin.models.distill_train import TrainOptions  # noqa: PLC0415
+    from intswin.models.distill_schedule import TrainOptions  # noqa: PLC0415
     from intswin.models.reconstruct import ReconstructOptions  # noqa: PLC0415
 
     if steps is None and minutes is None:

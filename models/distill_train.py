@@ -1,20 +1,14 @@
 """Iterative distillation: replace, train, replace the next, and a finish that anneals.
 
-Our own schedule, since the paper's is not published. With G replacement steps and a finish share f
-of the budget, step g happens at (1 - f) * g / G of the budget, or earlier when the loss is on a
-plateau; then the finish trains the whole student. The learning rate warms up, stays, and follows a
-cosine during the finish: the same shape for every schedule and order, so that they can be compared.
-
-A run is its state file plus its options: batches are a function of the step (`distill_data`), so
-after a kill it goes on with the very losses that it would have had. Under torchrun each process
-takes its part of every batch (DistributedDataParallel).
+`distill_schedule` says when; here it happens. A run is its state file plus its options: batches are
+a function of the step (`distill_data`), so after a kill it goes on with the very losses that it
+would have had. Under torchrun each process takes its part of every batch (DistributedDataParallel).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -31,68 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from intswin.models.augment import normalize
 from intswin.models.distill_data import Batches, Pixels, seed_step
 from intswin.models.distill_loss import PARTS
+from intswin.models.distill_schedule import TrainOptions
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
 from intswin.models.processes import Processes
 from intswin.models.replacement import replace_blocks
+from intswin.models.training_log import TrainingLog
 
 WINDOW = 10  # steps between looks at the loss on the host
-WARMUP = 0.03  # of the budget
-FINAL_LEARNING_RATE = 1 / 200  # of the peak
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a run trains.
-
-    Attributes:
-        steps: budget in optimizer steps; None when `minutes` is given.
-        minutes: budget in minutes of training (validation and loading are not counted).
-        batch_size: images of a step, over all processes and accumulated parts.
-        accumulate: parts that one process cuts its share of a batch into.
-        finish_share: of the budget, after the last replacement.
-        plateau_steps: replace the next early when the loss did not fall by 1 % in so many steps;
-            0 for never.
-        early_stop: stop the finish after so many validations without a better one; 0 for never.
-        validate_every: steps between validations.
-        save_every: steps between writes of the state.
-        report_every: steps between progress lines.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 128
-    accumulate: int = 1
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.05
-    ema_decay: float = 0.999
-    finish_share: float = 0.5
-    plateau_steps: int = 0
-    early_stop: int = 0
-    validate_every: int = 200
-    save_every: int = 200
-    report_every: int = 20
-    seed: int = 0
-    amp: bool = True
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise IntswinError("give the budget either as --steps or as --minutes")
-        if (self.steps or self.minutes or 0) <= 0 or self.accumulate < 1:
-            raise IntswinError("the budget and --accumulate must be positive")
-        if not 0 < self.finish_share <= 1:
-            raise IntswinError("the finish takes a share of the budget between 0 and 1")
-
-    def learning_rate_at(self, progress: float) -> float:
-        """Learning rate at `progress` (0 to 1) of the budget."""
-        peak, start = self.learning_rate, 1 - self.finish_share
-        if progress < WARMUP:
-            return peak * max(progress / WARMUP, 0.01)
-        if progress < start:
-            return peak
-        last = peak * FINAL_LEARNING_RATE
-        phase = (progress - max(start, WARMUP)) / (1 - max(start, WARMUP))
-        return last + (peak - last) * (1 + math.cos(math.pi * min(phase, 1.0))) / 2
 
 
 @dataclass
@@ -117,8 +57,19 @@ class DistillTrainer:
             unweighted parts (4,); it holds `network`, and `replaced` when there are groups.
         network: what is trained and averaged.
         groups: from `replacement_steps`; empty when nothing is to be replaced.
-        state_path: where the unfinished run is kept.
+        drop_fc1_bias: remove the bias before each ReLU.
+        options: budget, learning rate and so on.
+        batches: of the training images, by step.
+        state_path: where the unfinished run is kept; its metrics go beside it, to .jsonl.
+        validation: images to measure the averaged network on; None for none.
+        teacher: what the network's answers are compared with in validation; None for nothing.
+        evaluated: makes what is validated from the averaged network.
+        log_folder: of TensorBoard's files; None for none.
         report: is given progress lines on the first process.
+        processes: those that train together; None for all that torchrun started.
+
+    Raises:
+        IntswinError: --early-stop without validation, or TensorBoard is not installed.
     """
 
     def __init__(
@@ -154,18 +105,21 @@ class DistillTrainer:
         self.progress = Progress()
         self.bad_step = torch.full((), 2**31, device=self.device)
         self.window_loss = torch.zeros((), device=self.device)
-        self.metrics_path = state_path.with_suffix(".jsonl")
-        self.writer = self._tensorboard(log_folder)
+        self.log = None
+        if self.processes.is_first:
+            self.log = TrainingLog(state_path.with_suffix(".jsonl"), log_folder)
         self.wrapped: nn.Module = objective
 
     def run(self) -> nn.Module:
         """Train to the end of the budget (or an early stop); returns the averaged network.
 
         Raises:
-            IntswinError: the loss is not finite (the last good state is kept), or the memory is
-                too small.
+            IntswinError: the loss or its gradient is not finite (the last good state is kept), or
+                the memory is too small.
         """
         self._wrap()
+        if self.log is not None and self.progress.step == 0:
+            self.log.forget_after(0)  # another run's
         clock = time.monotonic()
         try:
             while not self._finished():
@@ -188,8 +142,10 @@ class DistillTrainer:
                     self.save_state()
                 # validation and writing are not training time
                 clock = now if self.options.minutes is None else time.monotonic()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _memory_error(error, self.options) or error from error
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise IntswinError(_advice_on_memory(self.options)) from error
+            raise
         self._replace_due(1.0)
         self.save_state()
         return self.ema.module
@@ -206,8 +162,7 @@ class DistillTrainer:
 
     def _replace_due(self, progress: float) -> None:
         while self.progress.replaced < len(self.groups):
-            share = self.progress.replaced / len(self.groups)
-            if progress < (1 - self.options.finish_share) * share:
+            if progress < self.options.replacement_at(self.progress.replaced, len(self.groups)):
                 return
             self._replace_next()
 
@@ -252,10 +207,12 @@ class DistillTrainer:
             total += loss.detach() / parts_count
             parts += its_parts / parts_count
         total = self.processes.mean(total)
-        bad = torch.where(total.isfinite(), 2**31, self.progress.step + 1)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        # a finite loss can have a gradient that is not, which ruins the weights for the next step
+        finite = total.isfinite() & norm.isfinite()
+        bad = torch.where(finite, 2**31, self.progress.step + 1)
         self.bad_step = torch.minimum(self.bad_step, bad)
         self.window_loss += total / WINDOW
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.network, step=self.progress.step + 1)
@@ -275,7 +232,8 @@ class DistillTrainer:
             if not self.state_path.exists():
                 kept = "no state was written yet"
             raise IntswinError(
-                f"the loss is not finite at step {bad}; {kept}: pass a lower --learning-rate"
+                f"the loss or its gradient is not finite at step {bad}; {kept}: pass a lower "
+                "--learning-rate"
             )
 
     def _look_at_window(self) -> None:
@@ -294,13 +252,12 @@ class DistillTrainer:
 
     def _report_step(self, loss: Tensor, parts: Tensor) -> None:
         self._check_finite()
-        if not self.processes.is_first:
+        if self.log is None:
             return
         p, total = self.progress, loss.item()
         named = dict(zip(PARTS, parts.tolist(), strict=True))
         rate = self.optimizer.param_groups[0]["lr"]
-        line = {"step": p.step, "replaced": p.replaced, "loss": total, **named, "lr": rate}
-        self._log(line)
+        self.log.write(p.step, {"replaced": p.replaced, "loss": total, **named, "lr": rate})
         share = max(self._share(), 1e-9)
         speed = p.step * self.options.batch_size / max(p.elapsed_s, 1e-9)
         self.report(
@@ -319,9 +276,9 @@ class DistillTrainer:
         p = self.progress
         metric = top1 if top1 is not None else agreement
         assert metric is not None
-        if self.processes.is_first:
+        if self.log is not None:
             values = {"validation_top1": top1, "teacher_agreement": agreement}
-            self._log({"step": p.step, **values})
+            self.log.write(p.step, values)
             shown = [f"{name} {v:.2f} %" for name, v in values.items() if v is not None]
             self.report(f"step {p.step} " + " ".join(shown))
         if p.replaced < len(self.groups):
@@ -333,25 +290,6 @@ class DistillTrainer:
         p.stopped = 0 < self.options.early_stop <= p.validations_since_best
         if p.stopped and self.processes.is_first:
             self.report(f"step {p.step}: stopped early, the best validation was {metric:.2f} %")
-
-    def _log(self, line: dict[str, Any]) -> None:
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.writer is not None:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    self.writer.add_scalar(name, value, line["step"])
-
-    def _tensorboard(self, folder: Path | None) -> Any:
-        if folder is None or not self.processes.is_first:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise IntswinError(
-                "tensorboard is not installed; pip install tensorboard, or leave out --tensorboard"
-            ) from error
-        return SummaryWriter(str(folder))
 
     # --- state ------------------------------------------------------------------------------
 
@@ -367,10 +305,9 @@ class DistillTrainer:
     def save_state(self) -> None:
         """Write the state, whole or not at all, unless the loss went bad."""
         self._check_finite()
-        if self.writer is not None:
-            self.writer.flush()
-        if not self.processes.is_first:
+        if self.log is None:
             return
+        self.log.flush()
         state = {
             "identity": self._identity(),
             "progress": dataclasses.asdict(self.progress),
@@ -408,28 +345,17 @@ class DistillTrainer:
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.window_loss = state["window_loss"].to(self.device)
-        if self.processes.is_first and self.metrics_path.exists():
-            # what was logged after the state was written will be logged again
-            lines = self.metrics_path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= self.progress.step]
-            text = "".join(f"{line}\n" for line in kept)
-            write_atomically(self.metrics_path, lambda temporary: temporary.write_text(text))
+        if self.log is not None:
+            self.log.forget_after(self.progress.step)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # a line cut short by the kill
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _memory_error(error: BaseException, options: TrainOptions) -> IntswinError | None:
-    """An error that says what to do when memory ran out, None for other errors."""
-    text = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return None
+def _advice_on_memory(options: TrainOptions) -> str:
     smaller = max(2, options.batch_size // 4 * 2)
-    return IntswinError(
+    return (
         f"out of memory with {options.batch_size} images a step; pass --batch-size {smaller}, or "
         f"--accumulate {options.accumulate * 2} for the same result in smaller parts"
     )

@@ -16,7 +16,8 @@ from intswin.models.augment import Augment
 from intswin.models.data import ImageSet
 from intswin.models.distill_data import Batches, Pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
-from intswin.models.distill_train import DistillTrainer, TrainOptions
+from intswin.models.distill_schedule import TrainOptions
+from intswin.models.distill_train import DistillTrainer
 from intswin.models.preprocess import Preprocess
 from intswin.models.processes import join_processes
 from intswin.models.replacement import replacement_steps
@@ -63,6 +64,7 @@ def trainer(
     order="shallow-to-deep",
     drop=False,
     double=False,
+    log_folder=None,
     **changes,
 ):
     fields = {
@@ -85,6 +87,7 @@ def trainer(
         Path(folder) / "state.pth",
         validation=pixels(12),
         teacher=teacher,
+        log_folder=log_folder,
     )
 
 

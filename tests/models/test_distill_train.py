@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from intswin.models.activation import mlp_activation, mlps
 from intswin.models.distill_data import Batches
 from intswin.models.distill_loss import BlockDistillation, LossWeights, feature_distance
-from intswin.models.distill_train import TrainOptions, accuracy
+from intswin.models.distill_schedule import TrainOptions
+from intswin.models.distill_train import accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import replacement_steps
@@ -223,6 +224,24 @@ def test_nan_keeps_the_last_good_state(tmp_path):
     assert all(v.isfinite().all() for v in kept["network"].values() if v.is_floating_point())
 
 
+def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path):
+    """The loss of the step is finite; the weights after it are not."""
+    run = trainer(tmp_path, steps=9, save_every=1)
+    weight = next(run.network.parameters())
+    weight.register_hook(lambda g: g / 0 if run.progress.step == 4 else g)
+    with pytest.raises(IntswinError, match="not finite at step 5; the last good state is in"):
+        run.run()
+    kept = torch.load(run.state_path)
+    assert kept["progress"]["step"] == 4
+    assert all(v.isfinite().all() for v in kept["network"].values() if v.is_floating_point())
+
+
+def test_a_new_run_has_a_new_log(tmp_path):
+    for steps in (3, 2):
+        trainer(tmp_path, steps=steps).run()
+    assert [step for step, _, _ in losses(tmp_path)] == [1, 2]
+
+
 def test_another_runs_state_is_refused(tmp_path):
     trainer(tmp_path, steps=2).run()
     with pytest.raises(IntswinError, match="made with another steps, learning_rate"):
@@ -237,9 +256,7 @@ def test_another_runs_state_is_refused(tmp_path):
 
 def test_tensorboard_gets_the_curve(tmp_path):
     pytest.importorskip("tensorboard")
-    run = trainer(tmp_path, steps=2)
-    run.writer = run._tensorboard(tmp_path / "board")
-    run.run()
+    trainer(tmp_path, steps=2, log_folder=tmp_path / "board").run()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "board"))
