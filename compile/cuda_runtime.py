@@ -34,6 +34,7 @@ from intswin.models.errors import IntswinError
 
 _ALIGNMENT = 16  # bytes; kernels load 16 at once
 _BUILTIN = "vm.builtin."
+_DEFAULT_STREAM = 0
 _REPEATS = 20  # launches of a kernel in the graph that times it
 _REPLAYS = 5
 
@@ -113,6 +114,8 @@ class CudaNetwork(Network):
             self._machine = load_executable(library)
             allocator = POOLED_ALLOCATOR
             self._machine["vm_initialization"](CUDA, device, allocator, CPU, 0, allocator)
+            # TVM copies the weights in the default stream, and no other stream waits for them.
+            self._cuda.synchronize(_DEFAULT_STREAM)
             self._main = self._machine["main"]
             self._stream = self._cuda.new_stream()
             self._input = self._empty((self.batch, *self._image_shape), "uint8")

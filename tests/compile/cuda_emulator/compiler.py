@@ -49,6 +49,8 @@ def compile_kernels(
 ) -> ctypes.CDLL:
     """A library with `int emulate_<kernel>(const emu::Launch*, void** arguments)` for each kernel.
 
+    `unsigned parameters_<kernel>` is the number of its arguments.
+
     `races`: with a call of include/races.h at every access.
 
     Raises:
@@ -58,7 +60,8 @@ def compile_kernels(
     text = _ALIGNED_SHARED.sub("__shared__ __align__(", text)  # alignas there is nvcc's extension
     entries = [
         f'extern "C" int emulate_{name}(const emu::Launch* launch, void** arguments) '
-        f"{{ return emu::run(*launch, {name}, arguments); }}"
+        f"{{ return emu::run(*launch, {name}, arguments); }}\n"
+        f'extern "C" const unsigned parameters_{name} = emu::parameter_count({name});'
         for name in kernels
     ]
     text = "\n".join(

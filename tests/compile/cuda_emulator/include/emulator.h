@@ -7,32 +7,11 @@
 #include <sys/wait.h>
 #include <ucontext.h>
 
+#include "launch.h"
 #include "ptx.h"
 #include "undefined.h"
 
 namespace emu {
-
-struct Region {  // an array in whole pages of its own, guards included
-  char* base;
-  size_t total;
-  char* data;
-  size_t bytes;
-  int writable;
-  const char* name;
-};
-
-struct Launch {
-  unsigned grid[3], block[3];
-  size_t dynamic_shared;
-  int descending;  // order of threads and blocks
-  unsigned poison;
-  const Region* regions;
-  int region_count;
-  size_t guard;
-  unsigned time_limit_s;
-  char* message;
-  size_t message_size;
-};
 
 static const size_t kStackBytes = 256 << 10, kPage = 4096, kSharedGuard = 1 << 20;
 static const Launch* launch;
@@ -188,6 +167,11 @@ static void run_blocks(Body body) {
 
 template <int...>
 struct Indices {};
+
+template <class... P>
+static constexpr unsigned parameter_count(void (*)(P...)) {
+  return sizeof...(P);
+}
 
 // Returns 0, or 1 with a line in l.message.
 template <class... P>
