@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from intswin.models.activation import mlps
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
 from intswin.models.distill_data import Batches, Pixels, load_pixels
@@ -126,6 +127,7 @@ def distill(options: DistillOptions, report: Report = print) -> Distilled:
     teacher, student = teacher.to(device), student.to(device)
     labeled = "labeled" if pixels.labels is not None else "unlabeled"
     report(f"{len(pixels.images)} {labeled} images on {device}")
+    job = _Job(options, teacher, pixels, validation, classes, processes, report)
 
     if not student_has_relu:
         if options.method == "reconstruct":
@@ -136,13 +138,9 @@ def distill(options: DistillOptions, report: Report = print) -> Distilled:
                 resume=options.resume, report=report,
             )  # fmt: skip
         else:
-            student = _iterate(
-                options, teacher, student, pixels, validation, classes, report, processes
-            )
+            student = _iterate(job, student)
     if options.qat_steps:
-        student = _finish_in_integers(
-            options, teacher, student, pixels, validation, classes, report, processes
-        )
+        student = _finish_in_integers(job, student)
     student.eval()
     result = Distilled(student, None, None, None)
     if validation is not None:
@@ -246,67 +244,80 @@ def _check_classes(teacher: nn.Module, pixels: Pixels, validation: Pixels | None
     return count
 
 
-def _batches(options: DistillOptions, pixels: Pixels, classes: int) -> Batches:
-    augment = Augment(pixels.described.preprocess, num_classes=classes, **options.augment)
-    return Batches(pixels, augment, options.train.batch_size, options.train.seed)
+@dataclass(frozen=True)
+class _Job:
+    """What both trainings work on."""
+
+    options: DistillOptions
+    teacher: nn.Module
+    pixels: Pixels
+    validation: Pixels | None
+    classes: int
+    processes: Processes
+    report: Report
+
+    def trainer(
+        self,
+        objective: nn.Module,
+        student: nn.Module,
+        groups: list[list[str]],
+        train: TrainOptions,
+        state: Path,
+        evaluated: Callable[[nn.Module], nn.Module] = lambda network: network,
+        log_folder: Path | None = None,
+    ) -> DistillTrainer:
+        """A trainer of `student` on the job's images."""
+        preprocess, options = self.pixels.described.preprocess, self.options
+        augment = Augment(preprocess, num_classes=self.classes, **options.augment)
+        return DistillTrainer(
+            objective,
+            student,
+            groups,
+            options.drop_fc1_bias,
+            train,
+            Batches(self.pixels, augment, train.batch_size, train.seed),
+            state,
+            validation=self.validation,
+            teacher=self.teacher,
+            evaluated=evaluated,
+            log_folder=log_folder,
+            report=self.report,
+            processes=self.processes,
+        )
 
 
-def _iterate(
-    options: DistillOptions,
-    teacher: nn.Module,
-    student: nn.Module,
-    pixels: Pixels,
-    validation: Pixels | None,
-    classes: int,
-    report: Report,
-    processes: Processes,
-) -> nn.Module:
-    trainer = DistillTrainer(
-        BlockDistillation(student, teacher, options.weights),
+def _iterate(job: _Job, student: nn.Module) -> nn.Module:
+    options = job.options
+    trainer = job.trainer(
+        BlockDistillation(student, job.teacher, options.weights),
         student,
         replacement_steps(student, options.schedule, options.order),
-        options.drop_fc1_bias,
         options.train,
-        _batches(options, pixels, classes),
         options.beside(".state.pth"),
-        validation=validation,
-        teacher=teacher,
         log_folder=options.tensorboard,
-        report=report,
-        processes=processes,
     )
     if options.resume:
         trainer.load_state()
-        report(f"going on from step {trainer.progress.step}")
+        job.report(f"going on from step {trainer.progress.step}")
     return trainer.run()
 
 
-def _finish_in_integers(
-    options: DistillOptions,
-    teacher: nn.Module,
-    student: nn.Module,
-    pixels: Pixels,
-    validation: Pixels | None,
-    classes: int,
-    report: Report,
-    processes: Processes,
-) -> nn.Module:
+def _finish_in_integers(job: _Job, student: nn.Module) -> nn.Module:
     """Quantization-aware training; its calibration is stored, since its scales are trained for."""
+    options = job.options
     student = copy.deepcopy(student)
     for name, parameter in student.named_parameters():
         # the integer network holds these as tables of constants
         parameter.requires_grad_("relative_position_bias_table" not in name)
-    graph, calibration = integer_network(student, pixels)
-    if processes.is_first:
+    graph, calibration = integer_network(student, job.pixels)
+    if job.processes.is_first:
         calibration.save(options.beside(".calibration.json"))
-    preprocess = pixels.described.preprocess
-    fake = FakeQuantized(student, graph, preprocess)
-    report(f"{options.qat_steps} steps with the integers' rounding")
-    trainer = DistillTrainer(
-        QuantizedDistillation(fake, teacher, options.weights),
+    fake = FakeQuantized(student, graph, job.pixels.described.preprocess)
+    job.report(f"{options.qat_steps} steps with the integers' rounding")
+    trainer = job.trainer(
+        QuantizedDistillation(fake, job.teacher, options.weights),
         student,
         [],
-        False,
         dataclasses.replace(
             options.train,
             steps=options.qat_steps,
@@ -315,13 +326,8 @@ def _finish_in_integers(
             finish_share=1.0,
             ema_decay=0.99,
         ),
-        _batches(options, pixels, classes),
         options.beside(".qat.pth"),
-        validation=validation,
-        teacher=teacher,
         evaluated=fake.of,
-        report=report,
-        processes=processes,
     )
     if options.resume and options.beside(".qat.pth").exists():
         trainer.load_state()
@@ -341,7 +347,7 @@ def _store(
     card: dict[str, Any] = {
         "network": options.network,
         "activation": "relu",
-        "drop_fc1_bias": options.drop_fc1_bias,
+        "drop_fc1_bias": all(mlp.fc1.bias is None for mlp in mlps(result.student)),
         "parameters": sum(p.numel() for p in result.student.parameters()),
         "classes": pixels.described.classes or (validation.described.classes if validation else []),
         "imagenet1k_index": pixels.described.imagenet1k_index,
