@@ -18,6 +18,7 @@ from torch import Tensor
 from intswin.models.augment import Augment
 from intswin.models.data import ImageSet, open_images
 from intswin.models.errors import IntswinError
+from intswin.models.memory import too_little_memory
 from intswin.models.preprocess import Preprocess
 
 
@@ -46,13 +47,10 @@ def load_pixels(
                 raise IntswinError(f"{images.source} has other classes than {sets[0].source}")
         joined = np.concatenate([s.labels for s in sets if s.labels is not None])
         labels = torch.from_numpy(joined).to(device)
-    try:
+    count = sum(map(len, sets))
+    with too_little_memory(f"{count} images do not fit the memory of {device}; pass --limit"):
         pixels = np.concatenate([images.decode() for images in sets])
         on_device = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise IntswinError(
-            f"{sum(map(len, sets))} images do not fit the memory of {device}; pass --limit"
-        ) from error
     return Pixels(on_device, labels, sets[0])
 
 

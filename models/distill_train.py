@@ -28,6 +28,7 @@ from intswin.models.distill_loss import PARTS
 from intswin.models.distill_schedule import TrainOptions
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
+from intswin.models.memory import too_little_memory
 from intswin.models.processes import Processes
 from intswin.models.replacement import replace_blocks
 from intswin.models.training_log import TrainingLog
@@ -121,7 +122,7 @@ class DistillTrainer:
         if self.log is not None and self.progress.step == 0:
             self.log.forget_after(0)  # another run's
         clock = time.monotonic()
-        try:
+        with too_little_memory(self._memory_advice()):
             while not self._finished():
                 progress = self._share()
                 self._replace_due(progress)
@@ -142,13 +143,16 @@ class DistillTrainer:
                     self.save_state()
                 # validation and writing are not training time
                 clock = now if self.options.minutes is None else time.monotonic()
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise IntswinError(_advice_on_memory(self.options)) from error
-            raise
         self._replace_due(1.0)
         self.save_state()
         return self.ema.module
+
+    def _memory_advice(self) -> str:
+        size, parts = self.options.batch_size, self.options.accumulate
+        return (
+            f"out of memory with {size} images a step; pass --batch-size {max(2, size // 4 * 2)}, "
+            f"or --accumulate {parts * 2} for the same result in smaller parts"
+        )
 
     def _share(self) -> float:
         """Part of the budget that is used up."""
@@ -347,18 +351,6 @@ class DistillTrainer:
         self.window_loss = state["window_loss"].to(self.device)
         if self.log is not None:
             self.log.forget_after(self.progress.step)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _advice_on_memory(options: TrainOptions) -> str:
-    smaller = max(2, options.batch_size // 4 * 2)
-    return (
-        f"out of memory with {options.batch_size} images a step; pass --batch-size {smaller}, or "
-        f"--accumulate {options.accumulate * 2} for the same result in smaller parts"
-    )
 
 
 @torch.inference_mode()

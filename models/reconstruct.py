@@ -21,6 +21,7 @@ from intswin.models.augment import normalize
 from intswin.models.distill_data import Pixels
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
+from intswin.models.memory import too_little_memory
 from intswin.models.replacement import blocks, replace_blocks
 
 FORWARD_BATCH = 64
@@ -69,18 +70,22 @@ def reconstruct(
         report: is given a line for each block.
 
     Raises:
-        IntswinError: the error is not finite, or the state is not this run's.
+        IntswinError: the error is not finite, the memory too small, or the state not this run's.
     """
     names = blocks(student)
     errors: list[BlockError] = []
     if resume:
         errors = _load(student, state_path, names, drop_fc1_bias)
+    count = len(pixels.images)
+    fewer = max(1, count // 2)
+    advice = f"out of memory with {count} images; pass --limit {fewer} (1024 are enough)"
     for index, name in enumerate(names):
         if index < len(errors):
             continue
-        inputs, wanted = _block_data(student, teacher, pixels, name)
-        replace_blocks(student, [name], drop_fc1_bias)
-        error = _train_block(student.get_submodule(name), inputs, wanted, options, index)
+        with too_little_memory(advice):
+            inputs, wanted = _block_data(student, teacher, pixels, name)
+            replace_blocks(student, [name], drop_fc1_bias)
+            error = _train_block(student.get_submodule(name), inputs, wanted, options, index)
         errors.append(BlockError(name, *error))
         report(f"{name}: relative error {error[0]:.5f} -> {error[1]:.5f}")
         if state_path is not None:
@@ -107,7 +112,7 @@ def _load(
     return errors
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _block_data(
     student: nn.Module, teacher: nn.Module, pixels: Pixels, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -138,12 +143,12 @@ def _train_block(
     block: Any, inputs: Tensor, wanted: Tensor, options: ReconstructOptions, index: int
 ) -> tuple[float, float]:
     """Train norm2, fc1 and fc2; relative squared error before and after."""
-    inputs, wanted = inputs.clone(), wanted.clone()  # inference tensors cannot be trained on
     variance = wanted.var().clamp(min=1e-12)
+    scaled = getattr(block, "ls2", nn.Identity())  # some ViTs have a LayerScale
 
     def distance(rows: Tensor | slice) -> Tensor:
         x = inputs[rows]
-        return (x + block.mlp(block.norm2(x)) - wanted[rows]).square().mean() / variance
+        return (x + scaled(block.mlp(block.norm2(x))) - wanted[rows]).square().mean() / variance
 
     def measured() -> float:
         with torch.no_grad():

@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from intswin.models.augment import Augment, normalize
-from intswin.models.distill import Distillation
+from intswin.models.distill_maps import Distillation
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
 from intswin.models.preprocess import Preprocess
@@ -118,7 +118,10 @@ class Trainer:
         return self.elapsed_s >= self.recipe.minutes * 60
 
     def run(self, photos: Photos, validation: Photos, state_path: Path) -> None:
-        """Train until the budget or the pause, printing progress; keep ``state_path`` fresh."""
+        """Train until the budget or the pause, printing progress; keep ``state_path`` fresh.
+
+        Raises IntswinError for a batch that cannot be made, and when training diverges.
+        """
         recipe = self.recipe
         if recipe.batch_size % 2 or recipe.batch_size > len(photos.images):
             most = len(photos.images) // 2 * 2
@@ -186,7 +189,16 @@ class Trainer:
         return parts
 
     def save_state(self, path: Path) -> None:
-        """Write everything that :meth:`load_state` needs, whole or not at all."""
+        """Write everything that :meth:`load_state` needs, whole or not at all.
+
+        Raises IntswinError, and leaves the state as it was, when the weights are not finite.
+        """
+        if not all(weight.isfinite().all() for weight in self.distillation.parameters()):
+            kept = f"the last good state is in {path}" if path.exists() else "no state was written"
+            raise IntswinError(
+                f"the weights are not finite after {self.step} steps ({kept}); "
+                "pass a lower --learning-rate"
+            )
         state = {
             "student": self.distillation.student.state_dict(),
             "projections": self.distillation.projections.state_dict(),

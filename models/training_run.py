@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torchvision
@@ -26,10 +25,12 @@ from torch import nn
 from intswin.models.activation import mlp_activation
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
-from intswin.models.data import ImageSet, open_images
-from intswin.models.distill import Distillation
+from intswin.models.data import ImageSet
+from intswin.models.distill_data import load_pixels
+from intswin.models.distill_maps import Distillation
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
+from intswin.models.memory import too_little_memory
 from intswin.models.preprocess import Preprocess
 from intswin.models.swin import SWIN_MICRO, create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
@@ -81,16 +82,11 @@ def load_photos(
 
     Raises IntswinError when one has no labels, or other classes than the first.
     """
-    sets = [open_images(pack, preprocess, limit) for pack in packs]
-    for images in sets:
-        if images.labels is None:
-            raise IntswinError(f"{images.source} has no labels; give class folders or a pack")
-        if images.classes != sets[0].classes:
-            raise IntswinError(f"{images.source} has other classes than {sets[0].source}")
-    pixels = np.concatenate([images.decode() for images in sets])
-    labels = np.concatenate([images.labels for images in sets if images.labels is not None])
-    on_device = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
-    return Photos(on_device, torch.from_numpy(labels).to(device)), sets[0]
+    pixels = load_pixels(packs, preprocess, device, limit)
+    if pixels.labels is None:
+        names = " or ".join(map(str, packs))
+        raise IntswinError(f"{names} has no labels; give class folders or a pack")
+    return Photos(pixels.images, pixels.labels), pixels.described
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,8 @@ def train(
     )
     if arguments.resume:
         trainer.load_state(arguments.state)
-    trainer.run(training, validation, arguments.state)
+    with too_little_memory(f"out of memory: pass --batch-size below {arguments.batch_size}"):
+        trainer.run(training, validation, arguments.state)
     if not trainer.finished:
         print(f"paused at step {trainer.step}; go on with --resume")
         return None
@@ -196,8 +193,16 @@ def write_card(checkpoint: Path, card: dict[str, Any]) -> None:
 def measure_card(
     checkpoint: Path, pack: Path, device: str = "cpu", limit: int | None = None
 ) -> tuple[float, float]:
-    """Reload a checkpoint, measure it on a pack in float32, and note the result in its card."""
-    card = json.loads(checkpoint.with_suffix(".json").read_text())
+    """Reload a checkpoint, measure it on a pack in float32, and note the result in its card.
+
+    Returns top-1 and top-5 in percent. Raises IntswinError when checkpoint, card or pack cannot be
+    used.
+    """
+    path = checkpoint.with_suffix(".json")
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise IntswinError(f"{path}: no card of {checkpoint.name} can be read there") from error
     preprocess = Preprocess.from_json(card["preprocess"])
     model = create_model(
         card["network"], activation=card["activation"], num_classes=len(card["classes"])

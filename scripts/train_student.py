@@ -8,7 +8,7 @@ compared with.
 from __future__ import annotations
 
 from intswin.models.activation import replace_activation
-from intswin.models.distill import Distillation, SwinStages
+from intswin.models.distill_maps import Distillation, SwinStages
 from intswin.models.errors import run_script
 from intswin.models.swin import MICRO_PREPROCESS, create_model
 from intswin.models.training import seed_everything

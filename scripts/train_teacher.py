@@ -1,8 +1,8 @@
 """Train a GELU Swin from scratch: the float network that everything is compared with.
 
 A Swin from scratch overfits 9469 photos within minutes, so an ImageNet MobileNetV2 teaches it (see
-``models/distill.py``). The student learns all 1000 of its teacher's classes and keeps the pack's at
-the end. Needs a pack whose classes are ImageNet-1k's.
+``models/distill_maps.py``). The student learns all 1000 of its teacher's classes and keeps the
+pack's at the end. Needs a pack whose classes are ImageNet-1k's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from intswin.models.data import open_images
-from intswin.models.distill import Distillation, MobileNetTeacher
+from intswin.models.distill_maps import Distillation, MobileNetTeacher
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.swin import SWIN_MICRO, create_model, model_preprocess
 from intswin.models.training import seed_everything

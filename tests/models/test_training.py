@@ -7,42 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from distill_program import SMALL, pixels, small_swin
 from image_files import photo, write_pack
 from timm import create_model as create_timm_model
-from timm.models import SwinTransformer
 
 from intswin.models.augment import Augment, random_resized_crop
 from intswin.models.checkpoint import save_checkpoint
-from intswin.models.distill import Distillation, SwinStages, map_loss
+from intswin.models.distill_maps import Distillation, SwinStages, map_loss
 from intswin.models.errors import IntswinError
-from intswin.models.preprocess import Preprocess
 from intswin.models.swin import create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
 from intswin.models.training_run import load_photos
 
 ROOT = Path(__file__).parents[2]
-SMALL = Preprocess(image_size=64, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def small_swin(seed):
-    torch.manual_seed(seed)
-    return SwinTransformer(
-        img_size=64,
-        num_classes=3,
-        embed_dim=8,
-        depths=(1, 1, 1, 1),
-        num_heads=(1, 1, 1, 1),
-        window_size=2,
-    )
-
-
-def photos(count, device="cpu"):
-    """Plain photos: the label is the brightest channel."""
-    torch.manual_seed(0)
-    labels = torch.arange(count) % 3
-    images = torch.randint(0, 100, (count, 3, 64, 64), dtype=torch.uint8)
-    images[torch.arange(count), labels] += 100
-    return Photos(images.to(device), labels.to(device))
+def photos(count):
+    data = pixels(count)
+    return Photos(data.images, data.labels)
 
 
 def trainer(teacher, recipe):
@@ -100,6 +82,17 @@ def test_a_paused_run_goes_on_from_its_state(tmp_path):
     second.run(photos(36), photos(12), state)
     assert second.finished
     assert second.step > first.step
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    path = tmp_path / "state.pth"
+    first = trainer(small_swin(2), recipe(pause_after_minutes=0.0))
+    first.run(photos(36), photos(12), path)
+    kept = path.read_bytes()
+    second = trainer(small_swin(2), recipe(learning_rate=1e30, pause_after_minutes=0.005))
+    with pytest.raises(IntswinError, match=r"not finite .* \(the last good state is in .*state"):
+        second.run(photos(36), photos(12), path)
+    assert path.read_bytes() == kept
 
 
 def test_a_foreign_state_is_refused(tmp_path):
@@ -195,6 +188,12 @@ def test_both_scripts_from_packs_to_card(tmp_path):
         assert card["accuracy"]["images"] == 6
         assert 0 <= card["accuracy"]["top1_percent"] <= 100
         create_model(activation=activation, num_classes=3, checkpoint=path)
+
+
+def test_a_missing_card_is_one_line_and_exit_code_2(tmp_path):
+    done = script("measure_checkpoint.py", tmp_path / "none.pth", "--validation-pack", "pack.npz")
+    assert done.returncode == 2
+    assert done.stderr.endswith("none.json: no card of none.pth can be read there\n")
 
 
 def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path):

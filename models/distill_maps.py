@@ -9,7 +9,7 @@ guidance, Li et al., arXiv 2207.10026). So two teachers share one loss:
   16 and 32, through linear layers that are dropped afterwards;
 - the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no layer.
 
-This is not the paper's iterative distillation, whose schedule is not published.
+This trains the embedded float networks; `distill_train` turns GELU into ReLU iteratively.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intswin.models.checkpoint import load_checkpoint
+from intswin.models.distill_loss import label_loss, logit_divergence
 from intswin.models.preprocess import Preprocess
 
 Taught = tuple[Tensor, list[Tensor]]
@@ -116,14 +117,8 @@ class Distillation(nn.Module):
         with torch.no_grad():
             taught_logits, taught_maps = self.teacher(images)
         logits, maps = self.student(images)
-        logits, taught_logits = logits.float(), taught_logits.float()
-        label = torch.sum(-targets * F.log_softmax(logits[:, self.label_rows], -1), -1).mean()
-        classes = self.temperature**2 * F.kl_div(
-            F.log_softmax(logits / self.temperature, -1),
-            F.log_softmax(taught_logits / self.temperature, -1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        label = label_loss(logits[:, self.label_rows], targets)
+        classes = logit_divergence(logits, taught_logits, self.temperature)
         map_losses = [
             map_loss(project(own), taught)
             for project, own, taught in zip(self.projections, maps, taught_maps, strict=True)
