@@ -17,7 +17,7 @@ from intswin.models.distill_maps import Distillation, SwinStages, map_loss
 from intswin.models.errors import IntswinError
 from intswin.models.swin import create_model
 from intswin.models.training import Photos, Recipe, Trainer, accuracy
-from intswin.models.training_run import load_photos
+from intswin.models.training_run import load_photos, measure_card
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,10 +190,9 @@ def test_both_scripts_from_packs_to_card(tmp_path):
         create_model(activation=activation, num_classes=3, checkpoint=path)
 
 
-def test_a_missing_card_is_one_line_and_exit_code_2(tmp_path):
-    done = script("measure_checkpoint.py", tmp_path / "none.pth", "--validation-pack", "pack.npz")
-    assert done.returncode == 2
-    assert done.stderr.endswith("none.json: no card of none.pth can be read there\n")
+def test_a_missing_card_is_refused(tmp_path):
+    with pytest.raises(IntswinError, match="no card of none.pth can be read there"):
+        measure_card(tmp_path / "none.pth", tmp_path / "pack.npz")
 
 
 def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path):
