@@ -25,7 +25,14 @@ from tvm.target import Target
 
 from intswin.compile import host_cpu
 from intswin.compile.operators import linear
-from intswin.compile.schedules import cuda_gemm, cuda_gemm_space, gemm, gemm_space
+from intswin.compile.schedules import (
+    cuda_attention_space,
+    cuda_gemm_space,
+    cuda_kernels,
+    cuda_layer_norm_space,
+    gemm,
+    gemm_space,
+)
 from intswin.compile.targets import cuda_name, is_cuda
 from intswin.models.integer_graph import Node, TensorSpec
 
@@ -34,7 +41,6 @@ RECORDS = "database_tuning_record.json"
 FINGERPRINT = "fingerprint.json"
 # Folders, separated like PATH, that replace the places where logs are looked for.
 FOLDERS_VARIABLE = "INTSWIN_TUNING_LOGS"
-TUNED_OPERATORS = ("linear",)
 
 _log = logging.getLogger("intswin")
 
@@ -99,9 +105,12 @@ def apply_tuned_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
 
 
 def is_tunable(func: tirx.PrimFunc) -> bool:
-    """Whether `func` is an unscheduled kernel of an operator that has a design space."""
+    """Whether `func` is an unscheduled kernel of an operator that has a design space.
+
+    On a CPU only `linear` has one: the other kernels of these operators come scheduled.
+    """
     attrs = func.attrs
-    return "tirx.is_scheduled" not in attrs and attrs.get("intswin.op") in TUNED_OPERATORS
+    return "tirx.is_scheduled" not in attrs and attrs.get("intswin.op") in cuda_kernels.OPERATORS
 
 
 def workload_module(func: tirx.PrimFunc) -> tvm.IRModule:
@@ -208,7 +217,7 @@ def _best_kernel(log: Log, workload: tvm.IRModule, target: Target) -> tirx.PrimF
             s_tir.schedule.Trace.apply_json_to_schedule(record.trace, schedule)
             func = schedule.mod["main"]
             if is_cuda(target):  # the trace decides on a tile, and the kernel is written for it
-                func = cuda_gemm.kernel(func, target)
+                func = cuda_kernels.kernel(func, target)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1:]
             _log.warning("a record of workload %s does not apply: %s", key, *reason or [""])
@@ -263,8 +272,9 @@ def _definitions(target: Target) -> str:
 
 
 def _cuda_definitions(target: Target) -> str:
-    """A hash of every form of `linear` that is tuned, and of the version of the space."""
-    parts = [f"space {cuda_gemm_space.SPACE_VERSION}"]
+    """A hash of every form of `linear` that is tuned, and of the versions of the spaces."""
+    spaces = (cuda_gemm_space, cuda_attention_space, cuda_layer_norm_space)
+    parts = [f"{space.__name__} {space.SPACE_VERSION}" for space in spaces]
     parts += _small_kernels(target, depth=6) + _small_kernels(target, depth=16)
     return _hash(parts)
 

@@ -16,7 +16,9 @@ from intswin.models.integer_graph import Node
 def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
-    """Emit qkv int8 (B, R, 3 * heads * d) -> uint8 (B, R, heads * d); needs no schedule.
+    """Emit qkv int8 (B, R, 3 * heads * d) -> uint8 (B, R, heads * d).
+
+    A kernel for a CPU, or for a GPU without int8 tensor cores, needs no schedule.
 
     Raises:
         IntswinError: the kernel does not take heads of so many channels.
@@ -41,9 +43,8 @@ def emit(
         arrays.append(_arranged(bias.astype(np.int16), target))
         arrays.append(node.tensors["pattern"].astype(np.int32))
     if is_cuda(target):
-        kernel = cuda_attention.attention_kernel(
-            shape, None if bias is None else arrays[2].shape, target
-        )
+        bias_shape = None if bias is None else arrays[2].shape
+        kernel = cuda_attention.describe(shape, bias_shape, target)
     else:
         kernel = attention_kernel(shape, simd.Simd.of(target))
     gvar = bb.add_func(kernel, "attention")

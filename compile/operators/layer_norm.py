@@ -15,7 +15,7 @@ from intswin.models.integer_graph import Node
 def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
-    """Emit x int16 (B, R', c) -> uint8 or int16 (B, R, G * c); the kernel needs no schedule."""
+    """Emit x int16 (B, R', c) -> uint8 or int16 (B, R, G * c); a CPU's kernel needs no schedule."""
     (x,) = inputs
     in_rows, channels = (int(extent) for extent in x.ty.shape.values[1:])
     rows = node.tensors.get("rows")
@@ -35,7 +35,7 @@ def emit(
     arrays.append(node.tensors["beta"].astype(np.int32))
     arrays.append(node.tensors["params"].astype(np.int64))
     if cuda:
-        kernel = cuda_layer_norm.layer_norm_kernel(shape)
+        kernel = cuda_layer_norm.describe(shape)
     else:
         kernel = layer_norm_kernel(shape, simd.Simd.of(target))
     gvar = bb.add_func(kernel, "layer_norm")

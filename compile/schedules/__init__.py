@@ -8,7 +8,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from intswin.compile.schedules import cuda_elementwise, cuda_gemm
+from intswin.compile.schedules import cuda_elementwise, cuda_kernels
 from intswin.compile.schedules.elementwise import (
     schedule_mean_pool,
     schedule_patchify,
@@ -54,9 +54,9 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     sch = s_tir.Schedule(func)
     if not is_cuda(target):
         _CPU_SCHEDULES[op](sch, target)
-    elif op == "linear":  # its schedule decides; the kernel is written from what was decided
-        cuda_gemm.schedule_linear(sch, target)
-        return cuda_gemm.kernel(sch.mod["main"], target)
+    elif op in cuda_kernels.OPERATORS:  # the kernel is written from what was decided
+        cuda_kernels.schedule(sch, target)
+        return cuda_kernels.kernel(sch.mod["main"], target)
     else:
         _CUDA_SCHEDULES[op](sch, target)
     return sch.mod["main"]

@@ -1,15 +1,16 @@
 """The attention kernels for CUDA (docs/integer-semantics.md section 3.5).
 
 Tensor cores (cuda_attention_mma.py) where the target has them for int8, else dp4a
-(cuda_attention_dp4a.py). The bias comes in the order of the kernel: `arrange_bias`.
+(cuda_attention_dp4a.py). The bias comes in the order of the kernel: `arrange_bias`. The kernel for
+tensor cores has a search space and is described at first (cuda_tiles.py); that for dp4a has none.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
 import numpy as np
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
@@ -18,10 +19,15 @@ from intswin.compile.schedules import (
     cuda_attention_dp4a,
     cuda_attention_fragments,
     cuda_attention_mma,
+    cuda_tiles,
     simd,
 )
 from intswin.compile.schedules.attention import AttentionShape
-from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile, default_tile
+from intswin.compile.schedules.cuda_attention_space import (
+    MmaAttentionTile,
+    candidates,
+    default_tile,
+)
 from intswin.compile.schedules.cuda_attention_types import Arguments
 from intswin.compile.targets import has_mma
 
@@ -32,38 +38,76 @@ def arrange_bias(bias: np.ndarray, target: Target) -> np.ndarray:
     return kernel.arrange_bias(bias)
 
 
+def describe(
+    shape: AttentionShape, bias_shape: tuple[int, ...] | None, target: Target
+) -> tirx.PrimFunc:
+    """The PrimFunc that a network has at first: a description, or the kernel itself for dp4a."""
+    if has_mma(target):
+        return cuda_tiles.describe("attention", shape, _parameters(shape, bias_shape))
+    return attention_kernel(shape, bias_shape, None)
+
+
+def shape_of(func: tirx.PrimFunc, target: Target) -> AttentionShape:
+    """The problem that a description poses."""
+    return cuda_tiles.described(func, AttentionShape)
+
+
+def schedule(
+    sch: s_tir.Schedule, target: Target, tile: MmaAttentionTile | None = None
+) -> MmaAttentionTile:
+    """Decide on `tile`, by default that of the shape, for the description "main" in `sch`.
+
+    Raises:
+        ValueError: `tile` is not in the space of this shape.
+    """
+    shape = shape_of(sch.mod["main"], target)
+    space = functools.partial(candidates, shape)
+    return cuda_tiles.decide(sch, MmaAttentionTile, space, tile or default_tile(shape))
+
+
+def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """The kernel of a description that `schedule`, or the trace of a record, has annotated."""
+    shape = shape_of(func, target)
+    bias_shape = None
+    if shape.patterns:
+        bias_shape = tuple(int(extent) for extent in func.params[3].ty.shape)
+    tile = cuda_tiles.decided(func, MmaAttentionTile)
+    return attention_kernel(shape, bias_shape, tile).without_attr("global_symbol")
+
+
 def attention_kernel(
     shape: AttentionShape,
     bias_shape: tuple[int, ...] | None,
-    target: Target,
-    tile: MmaAttentionTile | None = None,
+    tile: MmaAttentionTile | None,
 ) -> tirx.PrimFunc:
     """Make the PrimFunc of all layers of a shape, for a GPU.
 
     Its arguments: qkv int8 (B, R, 3 * heads * d); rows int32 (W, n); params int32 (4,); where there
     are patterns, bias int16 of `bias_shape` and pattern int32 (W,); the output y uint8
-    (B, R, heads * d). `tile` is for tensor cores, by default that of the shape.
+    (B, R, heads * d). Without a `tile` it is the kernel for dp4a, else that for tensor cores.
     """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("attention")
+            flat = cuda_tiles.declare(_parameters(shape, bias_shape))
+            args = Arguments(**{"bias": None, "pattern": None, **flat})
+            if tile is None:
+                cuda_attention_dp4a.emit_dp4a(shape, args)
+            else:
+                cuda_attention_mma.emit_mma(shape, tile, args)
+    return simd.finished(builder.get(), "attention")
+
+
+def _parameters(
+    shape: AttentionShape, bias_shape: tuple[int, ...] | None
+) -> list[cuda_tiles.Parameter]:
     channels = shape.heads * shape.d
-    arguments: list[tuple[str, tuple[int, ...], str]] = [
+    parameters: list[cuda_tiles.Parameter] = [
         ("qkv", (shape.batch, shape.rows, 3 * channels), "int8"),
         ("rows", (shape.windows, shape.tokens), "int32"),
         ("params", (4,), "int32"),
     ]
     if bias_shape is not None:
-        arguments += [("bias", bias_shape, "int16"), ("pattern", (shape.windows,), "int32")]
-    arguments.append(("y", (shape.batch, shape.rows, channels), "uint8"))
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("attention")
-            declared = [T.arg(name, T.buffer(extents, dtype)) for name, extents, dtype in arguments]
-            flat = {
-                name: T.decl_buffer((math.prod(extents),), dtype, data=buffer.data)
-                for buffer, (name, extents, dtype) in zip(declared, arguments, strict=True)
-            }
-            args = Arguments(**{"bias": None, "pattern": None, **flat})
-            if has_mma(target):
-                cuda_attention_mma.emit_mma(shape, tile or default_tile(shape), args)
-            else:
-                cuda_attention_dp4a.emit_dp4a(shape, args)
-    return simd.finished(builder.get(), "attention")
+        parameters += [("bias", bias_shape, "int16"), ("pattern", (shape.windows,), "int32")]
+    parameters.append(("y", (shape.batch, shape.rows, channels), "uint8"))
+    return parameters

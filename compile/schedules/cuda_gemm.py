@@ -1,22 +1,20 @@
 """`linear` on CUDA: a tile is chosen in a MetaSchedule trace, then the kernel is written for it.
 
-The PrimFunc of operators/cuda_linear.py says what to compute. `schedule_linear` changes nothing in
-it but an annotation: every field of the tile is a decision in the trace (`sample_categorical`), so
-that records are MetaSchedule's own, and the block "y" is annotated with the decisions. `kernel`
-writes the PrimFunc that runs from the annotated one alone, whether a schedule or a record annotated
-it. What may be chosen depends on what was chosen before: a search makes its schedules here instead
-of changing a decision in a trace.
+The description is the PrimFunc of operators/cuda_linear.py, which says what to compute
+(schedules/cuda_tiles.py says what happens to it). What may be chosen depends on what was chosen
+before: a search makes its schedules here instead of changing a decision in a trace.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
+from intswin.compile.schedules import cuda_tiles
 from intswin.compile.schedules.cuda_gemm_dp4a import emit_dp4a
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_mma import emit_mma
@@ -27,31 +25,26 @@ from intswin.compile.schedules.cuda_gemm_space import (
     MmaTile,
     candidates,
     default_tile,
-    fields,
 )
 from intswin.compile.targets import cuda_arch
 
-_ANNOTATION = "intswin.tile"
 
-
-def schedule_linear(
-    sch: s_tir.Schedule, target: Target, tile: CudaGemmTile | None = None
-) -> CudaGemmTile:
+def schedule(sch: s_tir.Schedule, target: Target, tile: CudaGemmTile | None = None) -> CudaGemmTile:
     """Decide on `tile`, by default that of the shape, for the PrimFunc "main" in `sch`.
 
     Raises:
         ValueError: `tile` is not in the space of this PrimFunc.
     """
-    shape = gemm_shape(sch.mod["main"], target)
+    shape = shape_of(sch.mod["main"], target)
     return _decide(sch, shape, tile or default_tile(shape))
 
 
-def sample_linear(sch: s_tir.Schedule, target: Target) -> CudaGemmTile:
+def sample(sch: s_tir.Schedule, target: Target) -> CudaGemmTile:
     """Decide on a tile drawn by the random state of `sch`."""
-    return _decide(sch, gemm_shape(sch.mod["main"], target), None)
+    return _decide(sch, shape_of(sch.mod["main"], target), None)
 
 
-def gemm_shape(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
+def shape_of(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
     """The problem that a PrimFunc of operators/cuda_linear.py poses."""
     batch, rows, depth = (int(extent) for extent in func.params[0].ty.shape)
     attrs = {name: func.attrs[f"intswin.{name}"] for name in ("layout", "out", "activation")}
@@ -67,11 +60,9 @@ def gemm_shape(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
 
 
 def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """The kernel of a PrimFunc that `schedule_linear`, or the trace of a record, has annotated."""
-    shape = gemm_shape(func, target)
-    sch = s_tir.Schedule(func.with_attr("global_symbol", "main"))
-    decisions = sch.get(sch.get_sblock("y")).annotations[_ANNOTATION]
-    tile = TILES[shape.layout](*(int(value) for value in decisions))
+    """The kernel of a PrimFunc that `schedule`, or the trace of a record, has annotated."""
+    shape = shape_of(func, target)
+    tile = cuda_tiles.decided(func, TILES[shape.layout])
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("linear")
@@ -85,35 +76,16 @@ def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
 
 
 def _decide(sch: s_tir.Schedule, shape: CudaGemmShape, tile: CudaGemmTile | None) -> CudaGemmTile:
-    made: dict[str, int] = {}
-    variables = []
-    for field in fields(shape.layout):
-        odds = candidates(shape, field, made)
-        values = list(odds)
-        decision = None
-        if tile is not None:
-            value = getattr(tile, field)
-            if value not in odds:
-                raise ValueError(f"{field}={value} is not one of {values}")
-            decision = values.index(value)
-        probabilities = [weight / sum(odds.values()) for weight in odds.values()]
-        variable = sch.sample_categorical(values, probabilities, decision)
-        made[field] = int(sch.get(variable))
-        variables.append(variable)
-    sch.annotate(sch.get_sblock("y"), _ANNOTATION, variables)
-    return TILES[shape.layout](**made)
+    space = functools.partial(candidates, shape)
+    return cuda_tiles.decide(sch, TILES[shape.layout], space, tile)
 
 
 def _arguments(func: tirx.PrimFunc, shape: CudaGemmShape) -> Arguments:
     """Declare the parameters of `func` in the PrimFunc that is being built, and view them flat."""
     types = [
-        (param.name, list(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
+        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
     ]
-    arguments = [T.arg(name, T.buffer(extents, dtype)) for name, extents, dtype in types]
-    flat = [
-        T.decl_buffer((math.prod(extents),), dtype, data=argument.data)
-        for argument, (_, extents, dtype) in zip(arguments, types, strict=True)
-    ]
+    flat = cuda_tiles.declare(types).values()
     x, weight, requantization, *optional, y = flat
     return Arguments(
         x=x,

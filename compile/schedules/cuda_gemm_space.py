@@ -161,17 +161,12 @@ CudaGemmTile = MmaTile | Dp4aTile
 TILES: dict[str, type[MmaTile] | type[Dp4aTile]] = {"mma": MmaTile, "dp4a": Dp4aTile}
 
 
-def fields(layout: str) -> tuple[str, ...]:
-    """The decisions of the kernel for a layout, in their order."""
-    return tuple(field.name for field in dataclasses.fields(TILES[layout]))
-
-
 def candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -> dict[int, int]:
     """The values that a field may take, with their odds in a random choice; never empty.
 
     Args:
         shape: the problem.
-        field: one of `fields(shape.layout)`.
+        field: one of the tile's.
         made: the fields before it.
     """
     function = _mma_candidates if shape.layout == "mma" else _dp4a_candidates

@@ -4,22 +4,27 @@ A row is read once, 16 bytes a lane at a time, and stays in registers; its sums 
 lanes that share it, each of which then computes the row's scalars for itself. The root and the
 quotient come from one 1 / sqrt(X) by Newton steps (`_reciprocal_root`): no division, which a GPU
 would do in floating point. In 64 bits are S2 and V alone.
+
+A network has a description of the kernel at first, on whose tile a search can decide
+(cuda_tiles.py).
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32, saturate
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules import simd
+from intswin.compile.schedules import cuda_tiles, simd
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr, signed, unsigned
 from intswin.compile.schedules.cuda_layer_norm_space import (
     LayerNormTile,
+    candidates,
     default_tile,
     vectors_of,
     width_of,
@@ -29,31 +34,58 @@ from intswin.compile.schedules.layer_norm import LayerNormShape
 _WARP = 32
 
 
-def layer_norm_kernel(shape: LayerNormShape, tile: LayerNormTile | None = None) -> tirx.PrimFunc:
+def describe(shape: LayerNormShape) -> tirx.PrimFunc:
+    """The PrimFunc that a network has at first."""
+    return cuda_tiles.describe("layer_norm", shape, _parameters(shape))
+
+
+def shape_of(func: tirx.PrimFunc, target: Target) -> LayerNormShape:
+    """The problem that a description poses."""
+    return cuda_tiles.described(func, LayerNormShape)
+
+
+def schedule(
+    sch: s_tir.Schedule, target: Target, tile: LayerNormTile | None = None
+) -> LayerNormTile:
+    """Decide on `tile`, by default that of the shape, for the description "main" in `sch`.
+
+    Raises:
+        ValueError: `tile` is not in the space of this shape.
+    """
+    shape = shape_of(sch.mod["main"], target)
+    space = functools.partial(candidates, shape)
+    return cuda_tiles.decide(sch, LayerNormTile, space, tile or default_tile(shape))
+
+
+def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """The kernel of a description that `schedule`, or the trace of a record, has annotated."""
+    tile = cuda_tiles.decided(func, LayerNormTile)
+    return layer_norm_kernel(shape_of(func, target), tile).without_attr("global_symbol")
+
+
+def layer_norm_kernel(shape: LayerNormShape, tile: LayerNormTile) -> tirx.PrimFunc:
     """Make the PrimFunc of all layers of a shape, for a GPU.
 
     Its arguments: x int16 (B, R', c); where `shape.indexed`, rows int32 (R, G); gamma and beta
     int32 (C,); params int64 (1,); the output y of dtype `shape.out` (B, R, C).
     """
-    channels = shape.gather * shape.channels
-    arguments: list[tuple[str, tuple[int, ...], str]] = [
-        ("x", (shape.batch, shape.in_rows, shape.channels), "int16")
-    ]
-    if shape.indexed:
-        arguments.append(("rows", (shape.rows, shape.gather), "int32"))
-    arguments += [("gamma", (channels,), "int32"), ("beta", (channels,), "int32")]
-    arguments += [("params", (1,), "int64"), ("y", (shape.batch, shape.rows, channels), shape.out)]
-    tile = tile or default_tile(shape)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("layer_norm")
-            declared = [T.arg(name, T.buffer(extents, dtype)) for name, extents, dtype in arguments]
-            flat = {
-                name: T.decl_buffer((math.prod(extents),), dtype, data=buffer.data)
-                for buffer, (name, extents, dtype) in zip(declared, arguments, strict=True)
-            }
-            _emit(shape, tile, flat)
+            _emit(shape, tile, cuda_tiles.declare(_parameters(shape)))
     return simd.finished(builder.get(), "layer_norm")
+
+
+def _parameters(shape: LayerNormShape) -> list[cuda_tiles.Parameter]:
+    channels = shape.gather * shape.channels
+    parameters: list[cuda_tiles.Parameter] = [
+        ("x", (shape.batch, shape.in_rows, shape.channels), "int16")
+    ]
+    if shape.indexed:
+        parameters.append(("rows", (shape.rows, shape.gather), "int32"))
+    parameters += [("gamma", (channels,), "int32"), ("beta", (channels,), "int32")]
+    parameters += [("params", (1,), "int64"), ("y", (shape.batch, shape.rows, channels), shape.out)]
+    return parameters
 
 
 def _emit(shape: LayerNormShape, tile: LayerNormTile, args: dict[str, Buffer]) -> None:

@@ -1,22 +1,25 @@
-"""Random problems for one `linear` kernel of CUDA, and what the NumPy reference makes of them."""
+"""Random problems for one CUDA kernel, and what the NumPy reference makes of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.operators import linear
-from intswin.compile.quantize_parameters import gelu_parameters
+from intswin.compile.operators import attention, layer_norm, linear
+from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
 from intswin.models.integer_ops import execute
 
-_ROWS = 1024  # that the reference computes: the first and the last ones, and some between
+_ROWS = 1024  # of a GEMM that the reference computes: the first and last ones, and some between
+_IMAGE_ROWS = 6400  # about so many of other operators, whole images: the first, the last, some more
+_OPERATORS = {"linear": linear, "attention": attention, "layer_norm": layer_norm}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,40 +38,106 @@ class Problem:
 
 
 def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
-    """Activations, weights and residuals uniform over their dtypes, and all kinds of parameters.
+    """Inputs uniform over their dtypes, and all kinds of parameters.
 
-    Half of the columns are requantized so that results fill the int16 range, half with any
-    parameters: those saturate.
+    Half of the channels, or of the bias tables of an attention, get parameters as networks have
+    them, half any parameters: those saturate.
     """
+    problems = {"linear": _linear, "attention": _attention, "layer_norm": _layer_norm}
+    return problems[spec.op](spec, rng)
+
+
+def _linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """Half of the columns are requantized so that results fill the int16 range."""
     batch, rows, depth = spec.arguments[0][0]
     channels, out_dtype = spec.arguments[-1][0][2], spec.arguments[-1][1]
     x = rng.integers(0, 256, (batch, rows, depth), np.uint8)
-    residual = None
-    if spec.residual:
-        residual = rng.integers(-32768, 32768, (batch, rows, channels), np.int16)
+    inputs = [x]
+    if spec.number("residual"):
+        inputs.append(rng.integers(-32768, 32768, (batch, rows, channels), np.int16))
+    out, activation = spec.text("out"), spec.text("activation")
     attrs: dict[str, int | str] = {
-        "out": spec.out,
-        "activation": spec.activation,
-        "frac": spec.frac,
-        "zero_point": int(rng.integers(0, 129)) if spec.out == "u8" else 0,
+        "out": out,
+        "activation": activation,
+        "frac": spec.number("frac"),
+        "zero_point": int(rng.integers(0, 129)) if out == "u8" else 0,
     }
     tensors = _parameters(channels, depth, rng)
-    if spec.activation != "none":
+    if activation != "none":
         k = int(rng.integers(6, 11))
-        parameters = gelu_parameters(spec.activation, k, 2.0**-k * 1.01, "random")
+        parameters = gelu_parameters(activation, k, 2.0**-k * 1.01, "random")
         tensors["act_params"] = np.asarray(parameters).astype(np.int32)
-    out = TensorSpec((rows, channels), out_dtype, 1.0)
-    inputs = ["x", "residual"][: 1 + spec.residual]
-    node = Node("linear", "linear", inputs, tensors, attrs, out)
+    result = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = Node("linear", "linear", ["x", "residual"][: len(inputs)], tensors, attrs, result)
     chosen = _some_rows(batch * rows, rng)
-    parts = [x.reshape(-1, depth)[chosen][None]]
-    if residual is not None:
-        parts.append(residual.reshape(-1, channels)[chosen][None])
-    return Problem(
-        arguments=_arguments(spec, node, x, residual),
-        rows=chosen,
-        expected=execute(node, parts)[0],
-    )
+    parts = [array.reshape(-1, array.shape[-1])[chosen][None] for array in inputs]
+    return Problem(_arguments(spec, node, inputs), chosen, execute(node, parts)[0])
+
+
+def _attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """Scores of any deviation: from nearly equal ones to ones that leave 16 bits."""
+    names = ("windows", "tokens", "heads", "d", "patterns")
+    windows, tokens, heads, d, patterns = (spec.number(name) for name in names)
+    rows = windows * tokens
+    qkv = rng.integers(-128, 128, spec.arguments[0][0], np.int8)
+    unit = np.exp2(rng.uniform(-1, 6)) / (74**2 * math.sqrt(d))  # 74: of uniform bytes
+    tensors = {
+        "rows": rng.permutation(rows).reshape(windows, tokens).astype(np.int32),
+        "params": attention_parameters(unit, 1.0, float(rng.uniform(0.5, 2.0)), "random"),
+    }
+    if patterns:
+        shape = (patterns, heads, tokens, tokens)
+        bias = np.rint(rng.normal(0, 100, shape))
+        bias[1:][rng.random(bias[1:].shape) < 0.4] = -32768  # masked
+        wild = rng.random((patterns, heads, 1, 1)) < 0.5
+        bias = np.where(wild, rng.integers(-32768, 32768, shape), bias)
+        tensors["bias"] = bias.astype(np.int16)
+        tensors["pattern"] = rng.integers(0, patterns, windows).astype(np.int32)
+    out = TensorSpec((rows, heads * d), "uint8", 1.0, 128)
+    node = Node("attention", "attention", ["qkv"], tensors, {"heads": heads, "d": d}, out)
+    return _of_some_images(spec, node, qkv, rng)
+
+
+def _layer_norm(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """Half of the channels are scaled so that results fill the range of the output."""
+    (_, in_rows, _), (_, rows, channels) = spec.arguments[0][0], spec.arguments[-1][0]
+    shift, out_dtype = spec.number("shift"), spec.text("out")
+    x = rng.integers(-32768, 32768, spec.arguments[0][0], np.int16)
+    # Quieter rows: the smaller the variance, the more the exponent changes.
+    x >>= rng.integers(0, 16, (*x.shape[:2], 1), np.int16)
+    # Section 3.4: Z has 14 - c2 fraction bits; 3 deviations are half of the output's range.
+    fraction = 14 - math.ceil(math.log2(channels) / 2) if channels > 1 else 14
+    reach = np.iinfo(out_dtype).max - np.iinfo(out_dtype).min
+    typical = np.exp2(shift - fraction) * reach / 6
+    middle = np.iinfo(out_dtype).min + reach // 2 + 1
+    wild = rng.random(channels) < 0.5
+    gamma = np.where(wild, rng.integers(-32767, 32768, channels), rng.normal(typical, typical / 4))
+    beta = np.where(wild, rng.integers(1 - (1 << 30), 1 << 30, channels), middle << shift)
+    tensors = {
+        "gamma": np.clip(np.rint(gamma), -32767, 32767).astype(np.int32),
+        "beta": np.clip(beta, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32),
+        "params": np.exp2(rng.uniform(0, 40, 1)).astype(np.int64),
+    }
+    if spec.number("indexed"):
+        picked = rng.permutation(np.arange(rows * spec.number("gather")) % in_rows)
+        tensors["rows"] = picked.reshape(rows, -1).astype(np.int32)
+    attrs: dict[str, int | str] = {"out": {"uint8": "u8", "int16": "i16"}[out_dtype]}
+    out = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = Node("layer_norm", "layer_norm", ["x"], tensors, {**attrs, "shift": shift}, out)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _of_some_images(
+    spec: KernelSpec, node: Node, x: np.ndarray, rng: np.random.Generator
+) -> Problem:
+    """The problem of an operator whose rows are not independent of each other."""
+    (batch, rows, _), _ = spec.arguments[-1]
+    count = min(batch, max(2, _IMAGE_ROWS // rows))
+    others = rng.permutation(np.arange(1, max(batch - 1, 1)))[: max(count - 2, 0)]
+    images = np.unique([0, batch - 1, *others])
+    expected = execute(node, [x[images]])
+    chosen = (images[:, None] * rows + np.arange(rows)).ravel()
+    return Problem(_arguments(spec, node, [x]), chosen, expected.reshape(len(chosen), -1))
 
 
 def _parameters(channels: int, depth: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -81,12 +150,9 @@ def _parameters(channels: int, depth: int, rng: np.random.Generator) -> dict[str
     }
 
 
-def _arguments(
-    spec: KernelSpec, node: Node, x: np.ndarray, residual: np.ndarray | None
-) -> list[np.ndarray]:
+def _arguments(spec: KernelSpec, node: Node, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """What the emitted operator passes to its kernel: inputs, and constants in its own layout."""
-    arrays = [x] if residual is None else [x, residual]
-    bb = relax.BlockBuilder()
+    bb, batch = relax.BlockBuilder(), len(arrays[0])
     inputs = [
         relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
         for name, array in zip(node.inputs, arrays, strict=True)
@@ -94,7 +160,7 @@ def _arguments(
     with bb.function("main", inputs):
         with bb.dataflow():
             target = Target(json.loads(spec.target))
-            out = bb.emit_output(linear.emit(bb, node, inputs, len(x), target))
+            out = bb.emit_output(_OPERATORS[spec.op].emit(bb, node, inputs, batch, target))
         bb.emit_func_output(out)
     main = bb.get()["main"]
     calls = [binding.value for block in main.body.blocks for binding in block.bindings]

@@ -1,4 +1,4 @@
-"""Random inputs for one `linear` kernel, over the whole domains of docs/integer-semantics.md."""
+"""What is known of a kernel that is tuned; random inputs for one `linear` kernel of a CPU."""
 
 from __future__ import annotations
 
@@ -19,46 +19,70 @@ class KernelSpec:
 
     Attributes:
         arguments: (shape, dtype) of each, the output last.
-        out: the attribute of `linear`.
-        activation: the attribute of `linear`.
-        operations: multiplications and additions of the GEMM, without padding.
-        frac: the attribute of `linear` that a CUDA kernel is compiled for.
-        residual: whether a CUDA kernel adds one.
+        op: the operator.
+        attributes: name and value of those that its PrimFunc has.
+        operations: multiplications and additions, without padding: of the GEMM, of the two
+            products of an attention; of a LayerNorm about 8 for each number.
         target: JSON of the target of a CUDA kernel.
     """
 
     arguments: tuple[tuple[tuple[int, ...], str], ...]
-    out: str
-    activation: str
+    op: str
+    attributes: tuple[tuple[str, int | str], ...]
     operations: int
-    frac: int = 0
-    residual: bool = False
     target: str = ""
 
     @staticmethod
     def of(func: tirx.PrimFunc, target: Target) -> KernelSpec:
-        """The arguments of a PrimFunc that `linear` was emitted as."""
+        """The arguments and attributes of an unscheduled PrimFunc that `emit` made."""
         types = [param.ty for param in func.params]
         arguments = tuple((tuple(int(e) for e in t.shape), str(t.dtype)) for t in types)
-        batch, rows, channels = arguments[-1][0]
-        cuda: tuple = ()
-        if is_cuda(target):
-            frac, residual = (int(func.attrs[f"intswin.{name}"]) for name in ("frac", "residual"))
-            cuda = (frac, bool(residual), str(target))
+        attributes = {
+            name.removeprefix("intswin."): str(value) if isinstance(value, str) else int(value)
+            for name, value in func.attrs.items()
+            if name.startswith("intswin.")
+        }
+        op = str(attributes.pop("op"))
         return KernelSpec(
             arguments,
-            str(func.attrs["intswin.out"]),
-            str(func.attrs["intswin.activation"]),
-            2 * batch * rows * channels * arguments[0][0][2],
-            *cuda,
+            op,
+            tuple(sorted(attributes.items())),
+            _operations(op, arguments, attributes),
+            str(target) if is_cuda(target) else "",
         )
+
+    def number(self, name: str) -> int:
+        """The attribute `name`, an integer."""
+        return int(dict(self.attributes)[name])
+
+    def text(self, name: str) -> str:
+        """The attribute `name`, a text."""
+        return str(dict(self.attributes)[name])
 
     @property
     def description(self) -> str:
         """Such as "8x196x384 -> 1536 u8 igelu"."""
-        batch, rows, depth = self.arguments[0][0]
-        activation = "" if self.activation == "none" else f" {self.activation}"
-        return f"{batch}x{rows}x{depth} -> {self.arguments[-1][0][2]} {self.out}{activation}"
+        (batch, rows, depth), out = self.arguments[0][0], self.arguments[-1]
+        if self.op == "attention":
+            names = ("windows", "tokens", "heads", "d")
+            windows, tokens, heads, d = (self.number(name) for name in names)
+            return f"attention {batch}x{windows} windows of {tokens}, {heads} heads of {d}"
+        if self.op == "layer_norm":
+            return f"layer_norm {batch}x{out[0][1]}x{out[0][2]} {out[1]}"
+        activation = self.text("activation")
+        activation = "" if activation == "none" else f" {activation}"
+        return f"{batch}x{rows}x{depth} -> {out[0][2]} {self.text('out')}{activation}"
+
+
+def _operations(
+    op: str, arguments: tuple[tuple[tuple[int, ...], str], ...], attributes: dict[str, int | str]
+) -> int:
+    batch, rows, channels = arguments[-1][0]
+    if op == "linear":
+        return 2 * batch * rows * channels * arguments[0][0][2]
+    if op == "attention":
+        return 4 * batch * rows * channels * int(attributes["tokens"])
+    return 8 * batch * rows * channels
 
 
 def random_requantization(
@@ -80,7 +104,7 @@ def random_requantization(
 
 
 def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray]:
-    """All arguments but the output.
+    """All arguments of a `linear` kernel but the output, over docs/integer-semantics.md's domains.
 
     Activations, weights and residuals are uniform over their dtypes. Half of the columns are
     requantized so that results fill the int16 range, half with any parameters: those saturate.
@@ -95,9 +119,10 @@ def random_inputs(spec: KernelSpec, rng: np.random.Generator) -> list[np.ndarray
         pre.astype(np.int32),
         mult.astype(np.int16),
     ]
-    if spec.activation != "none":
+    activation = spec.text("activation")
+    if activation != "none":
         k = int(rng.integers(6, 11))
-        parameters = gelu_parameters(spec.activation, k, 2.0**-k * 1.01, "random")
+        parameters = gelu_parameters(activation, k, 2.0**-k * 1.01, "random")
         shape = shapes[len(inputs) + 1]
         after, factor = int(parameters[4]), int(parameters[5])
         inputs += [

@@ -1,50 +1,76 @@
-"""The design space of `linear`, whatever the target: that of the CPU or that of CUDA."""
+"""The design spaces of the kernels that are tuned, whatever the operator and the target."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import tvm
 from tvm import s_tir
 from tvm.target import Target
 
-from intswin.compile.schedules import cuda_gemm, cuda_gemm_space, gemm, gemm_space
+from intswin.compile.schedules import (
+    cuda_attention_space,
+    cuda_gemm_space,
+    cuda_kernels,
+    cuda_layer_norm_space,
+    gemm,
+    gemm_space,
+)
+from intswin.compile.schedules.attention import AttentionShape
+from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, Dp4aTile, MmaTile
+from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
+from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
-Shape: TypeAlias = GemmShape | CudaGemmShape
-Tile: TypeAlias = GemmTile | MmaTile | Dp4aTile
+Shape: TypeAlias = GemmShape | CudaGemmShape | AttentionShape | LayerNormShape
+Tile: TypeAlias = GemmTile | MmaTile | Dp4aTile | MmaAttentionTile | LayerNormTile
+
+
+class _Space(Protocol):
+    """What the module of each space has; docstrings are there."""
+
+    def candidates(self, shape: Any, field: str, made: Mapping[str, int]) -> dict[int, int]: ...
+
+    def default_tile(self, shape: Any) -> Any: ...
+
+
+_SPACES: dict[type, _Space] = {
+    GemmShape: gemm_space,
+    CudaGemmShape: cuda_gemm_space,
+    AttentionShape: cuda_attention_space,
+    LayerNormShape: cuda_layer_norm_space,
+}
+_TILES: dict[type, type[Tile]] = {
+    GemmShape: GemmTile,
+    AttentionShape: MmaAttentionTile,
+    LayerNormShape: LayerNormTile,
+}
 
 
 def shape_of(workload: tvm.IRModule, target: Target) -> Shape:
     """The problem that the unscheduled kernel "main" poses."""
     if is_cuda(target):
-        return cuda_gemm.gemm_shape(workload["main"], target)
+        return cuda_kernels.shape_of(workload["main"], target)
     return gemm.gemm_shape(s_tir.Schedule(workload))
 
 
 def fields(shape: Shape) -> tuple[str, ...]:
     """The decisions, in their order."""
-    if isinstance(shape, CudaGemmShape):
-        return cuda_gemm_space.fields(shape.layout)
-    return gemm_space.FIELDS
+    return tuple(field.name for field in dataclasses.fields(_tile_type(shape)))
 
 
 def candidates(shape: Shape, field: str, made: Mapping[str, int]) -> dict[int, int]:
     """The values that a field may take after the fields before it, with their odds."""
-    if isinstance(shape, CudaGemmShape):
-        return cuda_gemm_space.candidates(shape, field, made)
-    return gemm_space.candidates(shape, field, made)
+    return _SPACES[type(shape)].candidates(shape, field, made)
 
 
 def default_tile(shape: Shape) -> Tile:
     """The tile that is used when no record says better."""
-    if isinstance(shape, CudaGemmShape):
-        return cuda_gemm_space.default_tile(shape)
-    return gemm_space.default_tile(shape)
+    return _SPACES[type(shape)].default_tile(shape)
 
 
 def tile(target: Target, values: Sequence[int]) -> Tile:
@@ -53,9 +79,9 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     Raises:
         TypeError: no space has so many.
     """
-    kinds: list[type] = [GemmTile]
+    kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = list(cuda_gemm_space.TILES.values())
+        kinds = [MmaTile, Dp4aTile, MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
             return kind(*values)
@@ -64,16 +90,18 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
 
 def decided(shape: Shape, made: Mapping[str, int]) -> Tile:
     """The tile of all decisions."""
-    if isinstance(shape, CudaGemmShape):
-        return cuda_gemm_space.TILES[shape.layout](**made)
-    return GemmTile(**made)
+    return _tile_type(shape)(**made)
 
 
 def matrix(shape: Shape) -> tuple:
-    """What kernels share whose best tiles resemble each other: the weight's layout and size."""
+    """What kernels share whose best tiles resemble each other: those of one matrix, for a GEMM."""
     if isinstance(shape, CudaGemmShape):
         return shape.layout, shape.columns, shape.depth
-    return shape.blocks, shape.depth
+    if isinstance(shape, GemmShape):
+        return shape.blocks, shape.depth
+    if isinstance(shape, AttentionShape):
+        return "attention", shape.tokens, shape.d
+    return "layer_norm", shape.gather * shape.channels
 
 
 def decide(workload: tvm.IRModule, target: Target, chosen: Tile | None) -> s_tir.Schedule:
@@ -84,8 +112,7 @@ def decide(workload: tvm.IRModule, target: Target, chosen: Tile | None) -> s_tir
     """
     schedule = s_tir.Schedule(workload)
     if is_cuda(target):
-        assert not isinstance(chosen, GemmTile)
-        cuda_gemm.schedule_linear(schedule, target, chosen)
+        cuda_kernels.schedule(schedule, target, chosen)
     else:
         assert chosen is None or isinstance(chosen, GemmTile)
         gemm.schedule_linear(schedule, target, chosen)
@@ -96,5 +123,11 @@ def finished(schedule: s_tir.Schedule, target: Target) -> tvm.IRModule:
     """The kernel "main" that runs, from a schedule that a tile or a record's trace has decided."""
     if not is_cuda(target):
         return schedule.mod
-    func = cuda_gemm.kernel(schedule.mod["main"], target)
+    func = cuda_kernels.kernel(schedule.mod["main"], target)
     return tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+
+
+def _tile_type(shape: Shape) -> type[Tile]:
+    if isinstance(shape, CudaGemmShape):
+        return cuda_gemm_space.TILES[shape.layout]
+    return _TILES[type(shape)]

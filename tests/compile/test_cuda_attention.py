@@ -80,10 +80,10 @@ def test_tiles(batch, tile):
     tensors = case.node.tensors
     bias = arrange_bias(tensors["bias"], target)
     shape = AttentionShape(batch, windows * tokens, windows, tokens, heads, d, 2)
-    assert all(value in candidates(shape, name) for name, value in vars(tile).items())
+    assert all(value in candidates(shape, name, {}) for name, value in vars(tile).items())
     y = np.zeros((batch, windows * tokens, heads * d), np.uint8)
     arrays = [qkv, tensors["rows"], tensors["params"], bias, tensors["pattern"], y]
-    emulate(attention_kernel(shape, bias.shape, target, tile), target, arrays)
+    emulate(attention_kernel(shape, bias.shape, tile), target, arrays)
     np.testing.assert_array_equal(y, execute(case.node, [qkv]))
 
 

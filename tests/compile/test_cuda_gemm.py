@@ -21,7 +21,6 @@ from intswin.compile.schedules.cuda_gemm_space import (
     MmaTile,
     candidates,
     default_tile,
-    fields,
 )
 from intswin.compile.schedules.cuda_separate_gelu import separate_gelu_kernel
 from intswin.compile.targets import get_target
@@ -49,7 +48,7 @@ def _check(case, batch, target_name, tile, extreme=False):
     target = get_target(target_name)
     func, constants = _described(case, batch, target)
     sch = s_tir.Schedule(func)
-    cuda_gemm.schedule_linear(sch, target, tile)
+    cuda_gemm.schedule(sch, target, tile)
     kernel = cuda_gemm.kernel(sch.mod["main"], target)
     x, *residual = case.inputs(np.random.default_rng(3), batch, extreme)
     expected = integer_ops.execute(case.node, [x, *residual])
@@ -111,8 +110,8 @@ def test_a_trace_gives_the_same_kernel(target_name):
     case = graphs.random_linear(np.random.default_rng(4), 49, 96, 64, zero_point=0)
     func, _ = _described(case, 1, target)
     drawn = s_tir.Schedule(func, seed=5)
-    tile = cuda_gemm.sample_linear(drawn, target)
-    assert tile != default_tile(cuda_gemm.gemm_shape(func, target))
+    tile = cuda_gemm.sample(drawn, target)
+    assert tile != default_tile(cuda_gemm.shape_of(func, target))
     replayed = s_tir.Schedule(func)
     s_tir.schedule.Trace.apply_json_to_schedule(drawn.trace.as_json(), replayed)
     kernels = [cuda_gemm.kernel(s.mod["main"], target) for s in (drawn, replayed)]
@@ -124,7 +123,7 @@ def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     func, _ = _described(graphs.random_linear(np.random.default_rng(4), 49, 96, 64), 1, target)
     with pytest.raises(ValueError, match="block_depth=128 is not one of"):
-        cuda_gemm.schedule_linear(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
+        cuda_gemm.schedule(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
 
 
 @pytest.mark.parametrize("arch", [70, 75, 80, 89, 90])
@@ -138,7 +137,7 @@ def test_every_draw_is_a_tile(arch):
         shape = CudaGemmShape(arch, layout, rows, columns, depth, "u8", "none", 7, False)
         default = default_tile(shape)
         made, of_default = {}, {}
-        for field in fields(layout):
+        for field in TILES[layout].__dataclass_fields__:
             made[field] = rng.choice(list(candidates(shape, field, made)))
             assert getattr(default, field) in candidates(shape, field, of_default)
             of_default[field] = getattr(default, field)
