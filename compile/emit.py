@@ -17,6 +17,8 @@ from intswin.compile.operators import (
     mean_pool,
     patchify,
 )
+from intswin.compile.schedules.cuda_offsets import check_batch
+from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph
 
 _OPERATORS = {
@@ -47,7 +49,12 @@ def emit(
     Returns:
         a module of `main` and unscheduled PrimFuncs. Layers of one shape share a PrimFunc, whose
         attribute "intswin.op" says which operator it is.
+
+    Raises:
+        IntswinError: the batch is too large for CUDA kernels.
     """
+    if is_cuda(target):
+        check_batch(graph, batch)
     bb = relax.BlockBuilder()
     image_type = relax.TensorType([batch, *graph.input.shape], graph.input.dtype)
     image = relax.Var(graph.input_name, image_type)

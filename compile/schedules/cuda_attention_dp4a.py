@@ -4,6 +4,9 @@ A block of threads has queries of one head of one window. Its keys lie in shared
 them at a time, row by row, and the values with four keys of a channel in a word; all threads of a
 warp read the same word of them at once. A window of one tile keeps its scores in registers, unless
 its heads are wide; for others they are computed twice: for the maximum and for the sums.
+
+Offsets fit int32 (cuda_offsets.py): blocks divide images, and tokens behind a window's last one are
+clamped to it.
 """
 
 from __future__ import annotations

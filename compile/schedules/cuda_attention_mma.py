@@ -16,6 +16,9 @@ lane = 4 g + t:
 The row sums of p are the product with a matrix of ones. A window of up to SHORT tokens keeps its
 keys, values and bias in registers for several strips or images; one of up to _SINGLE_PASS keeps a
 strip's scores; a longer one computes them twice, for the maximum and for the sums, in chunks.
+
+Offsets fit int32 (cuda_offsets.py): tokens behind a window's last one are clamped to it before the
+row is looked up, images behind the last one are not worked on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """CUDA schedules of the operators that do little arithmetic: neighbouring threads, short vectors.
 
 What only moves data moves 16 bytes a thread where the rows allow; what computes in int32 takes
-four elements, as many as a CUDA vector of int32 has, or one.
+four elements, as many as a CUDA vector of int32 has, or one. Offsets fit int32 (cuda_offsets.py):
+a thread has a vector of the output, and threads behind the last one do nothing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ one is on its way from global memory to registers; it is stored to the other hal
 
 A thread has `thread_rows` by `thread_columns` results in groups of 4 by 4, which are spread over
 the block so that a warp reads neighbouring words. Any depth is taken: what is behind the last input
-channel is zero.
+channel is zero. Offsets fit int32 (cuda_offsets.py): rows and columns behind the last ones are
+clamped to be loaded, and not stored.
 """
 
 from __future__ import annotations

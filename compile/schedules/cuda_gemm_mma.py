@@ -9,7 +9,9 @@ warp's lanes read it (operators/cuda_linear.py).
 Warps share the block's rows, columns and, where a problem has too few results to fill the GPU, its
 depth: `depth_warps` warps have accumulators of the same results and are summed in shared memory.
 The epilogue works on the accumulators and stores 8 neighbouring columns at once. Rows, columns and
-depth that do not fill the tiles are clamped, masked and zero-filled here.
+depth that do not fill the tiles are clamped, masked and zero-filled here. Offsets fit int32
+(cuda_offsets.py): rows are clamped before they are multiplied by the depth, and only rows that
+exist are multiplied by the columns.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A row is read once, 16 bytes a lane at a time, and stays in registers; its sums are exchanged by the
 lanes that share it, each of which then computes the row's scalars for itself. The root and the
 quotient come from one 1 / sqrt(X) by Newton steps (`_reciprocal_root`): no division, which a GPU
-would do in floating point. In 64 bits are S2 and V alone.
+would do in floating point. In 64 bits are S2 and V alone. Offsets fit int32 (cuda_offsets.py): rows
+and vectors behind the last one are clamped to it to be loaded, and not written.
 
 A network has a description of the kernel at first, on whose tile a search can decide
 (cuda_tiles.py).

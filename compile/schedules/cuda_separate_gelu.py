@@ -3,6 +3,8 @@
 FasterTransformer's way with floats: dequantize, GELU (erf), requantize; and the unfused i-GELU that
 the paper's ReLU is compared with. Both read what a GEMM wrote as int16, so their traffic is half of
 that of an int32 matrix. No network that intswin compiles has them (compile/separate_gelu.py).
+
+Offsets fit int32 (cuda_offsets.py): those of the last block reach less than a block behind the end.
 """
 
 from __future__ import annotations

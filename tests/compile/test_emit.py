@@ -57,6 +57,24 @@ def test_vit(target):
     np.testing.assert_array_equal(_run(executable, images), integer_reference.run(graph, images))
 
 
+@pytest.mark.parametrize("target", ["cuda-v100", "cuda-h100"])
+def test_a_batch_whose_offsets_leave_int32_is_refused(target):
+    graph = graphs.tiny_swin_graph(np.random.default_rng(0))
+    largest = 64 * 64  # the hidden channels of the first MLP: rows, channels
+    most = 2**31 // largest - 16
+    mod = emit(graph, most, get_target(target))
+    sizes = {
+        int(np.prod([int(extent) for extent in param.ty.shape]))
+        for func in mod.functions.values()
+        if isinstance(func, tirx.PrimFunc)
+        for param in func.params
+    }
+    assert 2**31 - 2**17 < max(sizes) < 2**31
+    with pytest.raises(IntswinError, match=f"{largest} numbers an image.*use {most} or less"):
+        emit(graph, most + 1, get_target(target))
+    emit(graph, most + 1, get_target("llvm"))
+
+
 def test_layers_of_one_shape_share_a_kernel():
     rng = np.random.default_rng(0)
     b = graphs.GraphBuilder(16)
