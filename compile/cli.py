@@ -6,12 +6,12 @@ Heavy modules are imported inside the commands, so that --help and predict are q
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import typer
 
 from intswin.compile import cli_distill, cli_tune
 from intswin.compile import cli_options as option
+from intswin.compile.cli_fields import CompileFields, NetworkFields, spell_out
 from intswin.models.errors import USER_ERROR, IntswinError
 
 INTERRUPTED = 130
@@ -31,48 +31,28 @@ app = typer.Typer(
 
 
 @app.command("compile")
-def compile_(
-    *,
-    network: option.Network = "swin_micro",
-    activation: option.Activation = "relu",
-    checkpoint: option.Checkpoint = None,
-    pretrained: option.Pretrained = False,
-    num_classes: option.NumClasses = None,
-    drop_fc1_bias: option.DropFc1Bias = False,
-    onnx: option.Onnx = None,
-    calibration: option.Calibration = None,
-    calibration_method: option.CalibrationMethod = "mse",
-    calibration_images: option.CalibrationImages = 64,
-    target: option.Target = "llvm",
-    batch: option.Batch = 1,
-    output: option.ArtifactOutput = None,
-) -> None:
+@spell_out
+def compile_(*, fields: CompileFields, output: option.ArtifactOutput = None) -> None:
     """Quantize a network to integers and compile it to one file."""
-    fields = _given(locals(), but="output")
     from intswin.compile import commands  # noqa: PLC0415
 
-    commands.compile_artifact(fields, output)
+    commands.compile_artifact(vars(fields), output)
 
 
 @app.command()
+@spell_out
 def calibrate(
     *,
-    network: option.Network = "swin_micro",
-    activation: option.Activation = "relu",
-    checkpoint: option.Checkpoint = None,
-    pretrained: option.Pretrained = False,
-    num_classes: option.NumClasses = None,
-    drop_fc1_bias: option.DropFc1Bias = False,
-    onnx: option.Onnx = None,
+    fields: NetworkFields,
     data: option.CalibrationData = None,
     calibration_images: option.CalibrationImages = 64,
     output: option.CalibrationOutput = None,
 ) -> None:
     """Collect the ranges of a float network's values on images, for `compile --calibration`."""
-    fields = _given(locals(), but="data output")
     from intswin.compile import commands  # noqa: PLC0415
 
-    commands.calibrate(fields, data, output)
+    given = {**vars(fields), "calibration_images": calibration_images}
+    commands.calibrate(given, data, output)
 
 
 @app.command()
@@ -89,34 +69,23 @@ def predict(
 
 
 @app.command()
+@spell_out
 def evaluate(
     *,
     data: option.LabeledData = None,
     artifact: option.EvaluatedArtifact = None,
-    network: option.Network = "swin_micro",
-    activation: option.Activation = "relu",
-    checkpoint: option.Checkpoint = None,
-    pretrained: option.Pretrained = False,
-    num_classes: option.NumClasses = None,
-    drop_fc1_bias: option.DropFc1Bias = False,
-    onnx: option.Onnx = None,
-    calibration: option.Calibration = None,
-    calibration_method: option.CalibrationMethod = "mse",
-    calibration_images: option.CalibrationImages = 64,
-    target: option.Target = "llvm",
-    batch: option.Batch = 1,
+    fields: CompileFields,
     limit: option.Limit = None,
     per_layer: option.PerLayer = False,
     table: option.Table = False,
 ) -> None:
     """Accuracy of the float network, the integer reference and the compiled code."""
-    fields = _given(locals(), but="data artifact limit per_layer table")
     from intswin.compile import commands  # noqa: PLC0415
 
     if table:
-        commands.evaluate_table(data, calibration, limit)
+        commands.evaluate_table(data, fields.calibration, limit)
         return
-    commands.evaluate(fields, data, artifact, limit, per_layer)
+    commands.evaluate(vars(fields), data, artifact, limit, per_layer)
 
 
 @app.command()
@@ -153,14 +122,7 @@ def inspect(artifact: option.ArtifactArgument = None) -> None:
 
 
 app.command()(cli_tune.tune)
-
-
 app.command()(cli_distill.distill)
-
-
-def _given(arguments: dict[str, Any], but: str) -> dict[str, Any]:
-    """A command's arguments without some."""
-    return {name: value for name, value in arguments.items() if name not in but.split()}
 
 
 def main() -> None:

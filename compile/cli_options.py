@@ -1,4 +1,4 @@
-"""Every option of the command line with its help, once; cli.py puts them into commands."""
+"""Every option of the command line with its help, once; cli.py and cli_fields.py use them."""
 
 from __future__ import annotations
 
