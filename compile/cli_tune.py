@@ -19,6 +19,8 @@ def tune(
     activation: Annotated[
         str, typer.Option(help="One or more of relu, igelu, shiftgelu; separated by commas.")
     ] = "relu",
+    num_classes: option.NumClasses = None,
+    onnx: option.Onnx = None,
     batch: Annotated[str, typer.Option(help="One or more batches, separated by commas.")] = "1",
     target: option.Target = "llvm",
     trials: Annotated[
@@ -52,6 +54,8 @@ def tune(
         networks=tuple(network.split(",")),
         activations=tuple(activation.split(",")),
         batches=_batches(batch),
+        num_classes=num_classes,
+        onnx=onnx,
         target=target,
         trials=trials,
         hours=hours,

@@ -54,6 +54,8 @@ class TuneOptions:
 
     Attributes:
         networks: of the pipeline: the kernels of every combination with activations and batches.
+        num_classes: None for the networks' own.
+        onnx: an ONNX file instead of `networks`.
         trials: candidates of each kernel, those of earlier runs on the same log included.
         hours: after which no batch starts; None for no limit.
         logs: folder that gets a folder for the target.
@@ -65,6 +67,8 @@ class TuneOptions:
     networks: tuple[str, ...]
     activations: tuple[str, ...] = ("relu",)
     batches: tuple[int, ...] = (1,)
+    num_classes: int | None = None
+    onnx: Path | None = None
     target: str = "llvm"
     trials: int = 64
     hours: float | None = None
@@ -336,9 +340,16 @@ def read_networks(options: TuneOptions, console: Console) -> list[IntegerGraph]:
         IntswinError: a network cannot be used.
     """
     graphs = []
-    for network, activation in itertools.product(options.networks, options.activations):
+    networks = (str(options.onnx),) if options.onnx else options.networks
+    for network, activation in itertools.product(networks, options.activations):
         console.print(f"reading {network} {activation}")
-        fields = CompileOptions(network=network, activation=activation, calibration_images=1)
+        fields = CompileOptions(
+            network=network,
+            activation=activation,
+            num_classes=options.num_classes,
+            onnx=options.onnx,
+            calibration_images=1,
+        )
         loaded = load_float_network(fields)
         calibration = load_calibration(fields, loaded)
         graphs.append(quantize_network(fields, loaded, calibration).graph)

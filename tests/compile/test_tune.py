@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tune_program import ONE_CASE, tune_small
 
 import graphs
 from command import run_intswin
-from intswin.compile import tuning_log
+from intswin.compile import cli, tune, tuning_log
 from intswin.compile.schedules.gemm_space import GemmShape, default_tile
 from intswin.compile.targets import get_target
 from intswin.compile.tuner import machines as machines_module
@@ -215,6 +216,51 @@ def test_search_ends_with_the_space():
     assert propose(shape, {}, [], 16, seed=0)
     everything = dict.fromkeys(propose(shape, {}, [], 16, seed=0), 1.0)
     assert propose(shape, everything, [], 16, seed=0) == []
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    """A Swin of two blocks with ReLU, heads of 16 and 32 channels, and three classes."""
+    from timm.models import SwinTransformer
+
+    from intswin.compile.import_model import export_onnx
+    from intswin.models.activation import replace_activation
+
+    model = SwinTransformer(
+        img_size=64, num_classes=3, embed_dim=16, depths=(1, 1), num_heads=(1, 1), window_size=4
+    )
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    export_onnx(replace_activation(model, "relu"), (64, 64), path)
+    return path
+
+
+def test_an_onnx_file_is_tuned_instead_of_a_network(tmp_path, onnx_file):
+    arguments = ("--onnx", onnx_file, "--trials", 1, "--logs", tmp_path)
+    result = run_intswin("tune", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"reading {onnx_file} relu" in "".join(result.stdout.splitlines())
+    entries = journal(tmp_path / tuning_log.log_name(TARGET))
+    # patches, qkv, projection, fc1, fc2 of two blocks, patch merging, and the classifier
+    assert len(entries) == len({entry["workload"] for entry in entries}) == 11
+    assert [entry for entry in entries if "error" in entry] == []
+    assert "1x1x32 -> 3 i32" in result.stdout
+
+
+def test_a_missing_onnx_file_is_one_line(tmp_path, monkeypatch, capsys):
+    arguments = ["intswin", "tune", "--onnx", "absent.onnx", "--logs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("intswin: error: no ONNX file at absent.onnx")
+    assert stderr.count("\n") == 1
+
+
+def test_number_of_classes():
+    options = tune.TuneOptions(("swin_micro",), num_classes=7)
+    (graph,) = tune.read_networks(options, Console(quiet=True))
+    assert graph.nodes[-1].out.shape == (1, 7)
 
 
 def test_foreign_code_is_not_measured_here():
