@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from intswin.compile import artifact, cuda_check, runtime
+from intswin.compile import artifact, cuda_check, cuda_driver, runtime
 from intswin.compile.cuda_check import FAILED
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
 from intswin.models.errors import IntswinError, run_script
@@ -72,7 +72,7 @@ def main() -> None:
             pool.shutdown(wait=False)
             pool = new_pool()
     pool.shutdown()
-    Console(width=150).print(table(rows))
+    Console(width=150).print(table(rows), f"on {device()}")
     wrong = [row for row in rows if row["different"]]
     print(f"{len(rows) - len(wrong)} of {len(rows)} comparisons are bit-exact", flush=True)
     sys.exit(1 if wrong else 0)
@@ -197,11 +197,20 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
+def device() -> str:
+    """The name of the GPU, or why there is none."""
+    try:
+        return cuda_driver.gpu().name
+    except IntswinError as error:
+        return str(error)
+
+
 def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Keep what is known so far."""
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "scripts/check_cuda.py", *sys.argv[1:]]),
+        "device": device(),
         "python": platform.python_version(),
         "rows": rows,
     }

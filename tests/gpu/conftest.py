@@ -1,5 +1,9 @@
-"""Every test here needs an NVIDIA GPU, and is skipped with the reason where none can be used."""
+"""Every test here needs an NVIDIA GPU, and is skipped with the reason where none can be used.
 
+On the fake one of tests/compile/fake_gpu, which is slow, a tiny network takes swin_micro's place.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
@@ -35,13 +39,22 @@ def target_name():
     return f"cuda-{TARGETS.get(cuda_driver.gpu().capability, 'v100')}"
 
 
+def compile_pair(activation, target_name):
+    """A network for two images."""
+    if "FAKE_GPU" in os.environ:
+        from fake_gpu.tiny import compile_tiny
+
+        return compile_tiny(activation, target_name)
+    return compile_network(CompileOptions(activation=activation, target=target_name, batch=2))
+
+
 @pytest.fixture(scope="session", params=["relu", "igelu", "shiftgelu"])
 def compiled(request, target_name):
-    """Swin_micro for two images."""
-    return compile_network(CompileOptions(activation=request.param, target=target_name, batch=2))
+    """Swin_micro, or what stands for it."""
+    return compile_pair(request.param, target_name)
 
 
 @pytest.fixture(scope="session")
 def relu(target_name):
-    """Swin_micro with ReLU for two images."""
-    return compile_network(CompileOptions(target=target_name, batch=2))
+    """With ReLU."""
+    return compile_pair("relu", target_name)

@@ -1,0 +1,50 @@
+"""The CUDA runtime on the fake GPU: tests in processes of their own, in its environment."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_gpu import environment
+
+HERE = Path(__file__).parent
+
+
+def python(*arguments, **settings):
+    """Run Python on the fake GPU; what it printed."""
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(
+        command,
+        env=environment(**settings),
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    for target in ("cuda-h100", "cuda-v100"):
+        python("-m", "fake_gpu.tiny", target, folder)
+    return folder
+
+
+def run_tests(*arguments, **settings):
+    output = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, **settings)
+    assert " passed" in output
+    assert "skipped" not in output
+
+
+def test_without_torch(networks):
+    run_tests(HERE / "fake_gpu/checks.py", FAKE_GPU_NETWORKS=networks)
+
+
+def test_with_torch():
+    """The shorter ones of the tests for a real GPU, so that they are right when there is one."""
+    names = "in_torch_out or stream_is_used or own_capture or capture_by or unfit or too_large"
+    run_tests(HERE.parent / "gpu", "-k", names)
