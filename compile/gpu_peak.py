@@ -32,22 +32,29 @@ class GpuPeak:
         return 1e6 * max(by_operations, row.bytes / (self.gbs * _GIGA))
 
 
-# By a part of the device's name; NVIDIA's data sheets: dense int8 of the tensor cores, for V100
-# four times the fp32 rate of 15.7 TFLOP/s (dp4a).
+# NVIDIA's data sheets and architecture papers: dense int8 of the tensor cores (Hopper's sheets print
+# the rate with sparsity, which is twice that), for V100 four times the fp32 rate of 15.7 TFLOP/s:
+# a dp4a has four multiply-accumulates and issues like an fp32 one.
+_HOPPER = "NVIDIA H100 Tensor Core GPU data sheet"
+_AMPERE = "NVIDIA A100 Tensor Core GPU data sheet"
+_V100 = GpuPeak(62.8, 900, "NVIDIA Tesla V100 GPU accelerator data sheet, SXM2")
+# By the device's whole name: other cards of a chip are slower or faster.
 _DATA_SHEETS = {
-    "H200": GpuPeak(1979, 4800, "data sheet H200 SXM"),
-    "H100 PCIe": GpuPeak(1513, 2000, "data sheet H100 PCIe"),
-    "H100": GpuPeak(1979, 3350, "data sheet H100 SXM"),
-    "A100": GpuPeak(624, 2039, "data sheet A100 80GB SXM"),
-    "4090": GpuPeak(660.6, 1008, "data sheet GeForce RTX 4090"),
-    "T4": GpuPeak(130, 320, "data sheet T4"),
-    "V100": GpuPeak(62.8, 900, "data sheet V100 SXM2"),
+    "NVIDIA H200": GpuPeak(1979, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM"),
+    "NVIDIA H100 80GB HBM3": GpuPeak(1979, 3350, f"{_HOPPER}, SXM"),
+    "NVIDIA H100 PCIe": GpuPeak(1513, 2000, f"{_HOPPER}, PCIe"),
+    "NVIDIA A100-SXM4-80GB": GpuPeak(624, 2039, f"{_AMPERE}, 80GB SXM"),
+    "NVIDIA A100-SXM4-40GB": GpuPeak(624, 1555, f"{_AMPERE}, 40GB SXM"),
+    "NVIDIA GeForce RTX 4090": GpuPeak(660.6, 1008, "NVIDIA Ada GPU architecture, RTX 4090"),
+    "Tesla T4": GpuPeak(130, 320, "NVIDIA T4 Tensor Core GPU product brief"),
+    "Tesla V100-SXM2-16GB": _V100,
+    "Tesla V100-SXM2-32GB": _V100,
 }
 
 
 def data_sheet(device: str) -> GpuPeak | None:
     """The limits of a device by its name; None for one that is not listed here."""
-    return next((peak for name, peak in _DATA_SHEETS.items() if name in device), None)
+    return _DATA_SHEETS.get(device)
 
 
 def table(label: str, rows: list[OperatorTime], peak: GpuPeak | None) -> Table:

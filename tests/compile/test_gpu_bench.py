@@ -98,7 +98,8 @@ def test_peak():
     peak = gpu_peak.data_sheet("NVIDIA H100 80GB HBM3")
     assert (peak.tops, peak.gbs) == (1979, 3350)
     assert gpu_peak.data_sheet("NVIDIA H100 PCIe").gbs == 2000
-    assert gpu_peak.data_sheet("Some GPU") is None
+    assert gpu_peak.data_sheet("NVIDIA A100-SXM4-40GB").gbs == 1555
+    assert gpu_peak.data_sheet("NVIDIA GeForce RTX 4090 Laptop GPU") is None
     busy = OperatorTime("linear", "linear", 2, 20.0, operations=19_790_000_000, bytes=1)
     moving = OperatorTime("copy", "patchify", 1, 20.0, operations=0, bytes=33_500_000)
     assert peak.least_us(busy) == pytest.approx(10)
