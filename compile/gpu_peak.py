@@ -32,9 +32,9 @@ class GpuPeak:
         return 1e6 * max(by_operations, row.bytes / (self.gbs * _GIGA))
 
 
-# NVIDIA's data sheets and architecture papers: dense int8 of the tensor cores (Hopper's sheets print
-# the rate with sparsity, which is twice that), for V100 four times the fp32 rate of 15.7 TFLOP/s:
-# a dp4a has four multiply-accumulates and issues like an fp32 one.
+# Dense int8 of the tensor cores; Hopper's sheets print the rate with sparsity, which is twice that.
+# V100's has none: it is four times the fp32 rate of 15.7 TFLOP/s, because a dp4a has four
+# multiply-accumulates and is taken to issue like an fp32 one.
 _HOPPER = "NVIDIA H100 Tensor Core GPU data sheet"
 _AMPERE = "NVIDIA A100 Tensor Core GPU data sheet"
 _V100 = GpuPeak(62.8, 900, "NVIDIA Tesla V100 GPU accelerator data sheet, SXM2")
