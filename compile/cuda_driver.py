@@ -213,6 +213,8 @@ class CudaRuntime:
         """End a capture that failed."""
         graph = c_void_p()
         self._library.cudaStreamEndCapture(c_void_p(stream), byref(graph))
+        if graph:
+            self._library.cudaGraphDestroy(graph)
         self._library.cudaGetLastError()
 
     def instantiate(self, graph: int) -> int:

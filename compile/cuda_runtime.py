@@ -2,8 +2,8 @@
 
 Tensors of other libraries come in and go out by DLPack, without a copy. Kernels are launched into
 the caller's stream, so a call returns before they have run, and the caller's own CUDA graph can
-record it. Memory between the layers comes from TVM's pool: after the first call, or the first
-after a capture, no call allocates on the device.
+record it. Memory between the layers comes from TVM's pool: after two calls, or two
+after a capture, no call allocates on the device. (TVM's VM holds the last call's output.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from intswin.compile import cuda_driver
 from intswin.compile.compiled_network import KernelTimes, Network
 from intswin.compile.cuda_driver import CudaRuntime
+from intswin.compile.cuda_tensors import exported, imported, stream_address
 from intswin.compile.cuda_timing import recording, time_launches
 from intswin.compile.tvm_runtime import (
     CPU,
@@ -32,7 +32,6 @@ from intswin.compile.tvm_runtime import (
 )
 from intswin.models.errors import IntswinError
 
-_ALIGNMENT = 16  # bytes; kernels load 16 at once
 _BUILTIN = "vm.builtin."
 _DEFAULT_STREAM = 0
 _REPEATS = 20  # launches of a kernel in the graph that times it
@@ -140,11 +139,11 @@ class CudaNetwork(Network):
             self._check_batch(images)
             return self._run_on_host(images)
         tensor = self._imported(images)
-        address = _address(images, stream, self._ffi)
+        address = stream_address(images, stream, self._ffi)
         with self._lock, self._explained():
             self._cuda.use_device()
             logits = self._launch(tensor, address)
-        return _exported(logits, images)
+        return exported(logits, images)
 
     def capture(self, images: Any = None) -> CapturedCall:
         """Record one call as a CUDA graph.
@@ -233,46 +232,19 @@ class CudaNetwork(Network):
             logits = self._main(tensor)
             graph = finish()
         kept.append(logits)
-        return CapturedCall(like, _exported(logits, like), self, graph, kept)
+        return CapturedCall(like, exported(logits, like), self, graph, kept)
 
     def _copy_in(self, tensor: Any, images: np.ndarray) -> None:
         # From memory that is not pinned, the copy has left it when this returns.
         images = np.ascontiguousarray(images)
         self._cuda.copy_in(tensor.data_ptr(), images.ctypes.data, images.nbytes, self._stream)
 
+    def _imported(self, images: Any) -> Any:
+        return imported(images, (self.batch, *self._image_shape), self.device, self._ffi)
+
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         return allocate(self._ffi.Shape(shape), self._ffi.dtype(dtype), self._device, None)
-
-    def _imported(self, images: Any) -> Any:
-        """TVM's view of a tensor of another library, checked."""
-        wanted = (self.batch, *self._image_shape)
-        if not hasattr(images, "__dlpack__"):
-            raise IntswinError(
-                f"this network takes NumPy arrays and tensors with DLPack (torch, CuPy), "
-                f"and got {type(images).__name__}"
-            )
-        try:
-            kind, index = (int(number) for number in images.__dlpack_device__())
-        except (BufferError, ValueError) as error:
-            raise IntswinError(f"the tensor cannot be read through DLPack: {error}") from error
-        if (kind, index) != (CUDA, self.device):
-            where = {CPU: "in the CPU's memory", CUDA: f"on GPU {index}"}
-            raise IntswinError(
-                f"the tensor is {where.get(kind, f'on a device of kind {kind}')} and the network "
-                f"on GPU {self.device}; move it there, or pass a NumPy array"
-            )
-        tensor = self._ffi.from_dlpack(_capsule(images))
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype)
-        if (shape, dtype) != (wanted, "uint8"):
-            raise IntswinError(f"the tensor is {dtype} {shape}; this network takes uint8 {wanted}")
-        if not tensor.is_contiguous():
-            raise IntswinError("the tensor is not contiguous; call its .contiguous() first")
-        if tensor.data_ptr() % _ALIGNMENT:
-            raise IntswinError(
-                f"the tensor does not start at a multiple of {_ALIGNMENT} bytes; copy it first"
-            )
-        return tensor
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -309,7 +281,7 @@ class CapturedCall:
         Replays of one recorded call must not overlap.
         """
         network = self._network
-        address = _address(self.images, stream, network._ffi)
+        address = stream_address(self.images, stream, network._ffi)
         network._cuda.use_device()
         network._cuda.launch_graph(self._graph, address)
         return self.logits
@@ -378,41 +350,3 @@ def _keeper(kept: list[Any]) -> Callable[..., int]:
         return 0
 
     return keep
-
-
-def _capsule(images: Any) -> Any:
-    """A DLPack capsule without waiting for any stream: the caller's order is kept."""
-    return images.__dlpack__(stream=-1)
-
-
-def _library_of(images: Any) -> str:
-    """The library that a tensor is of: "torch", "cupy" or another."""
-    return type(images).__module__.split(".")[0]
-
-
-def _exported(logits: Any, images: Any) -> Any:
-    """TVM's tensor as one of the library of `images`; TVM's own for a library unknown here."""
-    library = _library_of(images)
-    if library in ("torch", "cupy"):
-        return sys.modules[library].from_dlpack(logits)
-    return logits
-
-
-def _address(images: Any, stream: Any, ffi: Any) -> int:
-    """The address of `stream`, or of the current one of the library of `images`."""
-    if stream is None:
-        library = _library_of(images)
-        if library == "torch":
-            stream = sys.modules["torch"].cuda.current_stream(images.device)
-        elif library == "cupy":
-            stream = sys.modules["cupy"].cuda.get_current_stream()
-        else:
-            return ffi.get_raw_stream(ffi.device("cuda", images.__dlpack_device__()[1]))
-    if isinstance(stream, int):
-        return stream
-    for attribute in ("cuda_stream", "ptr"):  # torch, CuPy
-        if hasattr(stream, attribute):
-            return int(getattr(stream, attribute))
-    raise IntswinError(
-        f"stream is {type(stream).__name__}; give a stream of torch or CuPy, or its address"
-    )

@@ -21,7 +21,14 @@ from test_runtime import (
     metadata,
 )
 
-from intswin.compile import artifact, cuda_driver, cuda_runtime, runtime, tvm_runtime
+from intswin.compile import (
+    artifact,
+    cuda_driver,
+    cuda_runtime,
+    cuda_tensors,
+    runtime,
+    tvm_runtime,
+)
 from intswin.models.errors import IntswinError
 
 TARGET = {"kind": "cuda", "name": "cuda-a100", "arch": "sm_80"}
@@ -109,7 +116,8 @@ def cuda(monkeypatch):
     )
     monkeypatch.setattr(cuda_driver, "runtime", lambda _device=0: fake)
     monkeypatch.setattr(cuda_runtime, "load_cuda_runtime", lambda: ffi)
-    monkeypatch.setattr(cuda_runtime, "CUDA", tvm_runtime.CPU)
+    for module in (cuda_runtime, cuda_tensors):
+        monkeypatch.setattr(module, "CUDA", tvm_runtime.CPU)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: FakeStream(7))
     cuda_runtime._order.cache_clear()
     yield fake
@@ -341,6 +349,6 @@ def test_unfit_tensors_are_refused(library, cuda, bad, words):
 
 def test_a_tensor_of_another_device(library, cuda, monkeypatch):
     network = cuda_runtime.CudaNetwork(library, metadata(target=TARGET))
-    monkeypatch.setattr(cuda_runtime, "CUDA", 2)
+    monkeypatch.setattr(cuda_tensors, "CUDA", 2)
     with pytest.raises(IntswinError, match="in the CPU's memory and the network on GPU 0; move"):
         network(torch.from_numpy(images()))

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from fake_gpu import environment
 
 HERE = Path(__file__).parent

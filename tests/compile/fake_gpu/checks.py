@@ -137,10 +137,11 @@ def test_streams_share_memory_in_turns(network, cuda, data):
     np.testing.assert_array_equal(read(network, results[0], streams[0]), logits)
 
 
-def test_no_allocation_after_the_first_call(network, data):
+def test_no_allocation_after_two_calls(network, data):
     tensor = new_input(network)
     write(network, tensor, data[0], 0)
     network(data[0])  # is recorded, and keeps its memory
+    network(tensor)
     network(tensor)
     before = fake("allocations")
     for _ in range(2):
@@ -215,7 +216,7 @@ def test_too_little_memory_to_run(stored, data, gpu, cuda_graph):
 
 def test_code_for_another_gpu(stored, gpu):
     gpu(capability=80)
-    with pytest.raises(IntswinError, match="for sm_90a, and this GPU is sm_80.*cuda-a100") as error:
+    with pytest.raises(IntswinError, match=r"this GPU is sm_80.*--target cuda-a100") as error:
         runtime.load(stored.path)
     message(error)
     network = CudaNetwork(stored.library, stored.metadata)  # kernels are loaded when called
