@@ -264,6 +264,8 @@ class CudaNetwork(Network):
 class CapturedCall:
     """A call of a network that is recorded as a CUDA graph.
 
+    Keep it until its replays have run: its memory is used again when it is gone.
+
     Attributes:
         images: the tensor that every replay reads; fill it in the order of the replay's stream.
         logits: the tensor that every replay writes.
@@ -297,16 +299,14 @@ class _Order:
 
     def __init__(self, cuda: CudaRuntime) -> None:
         self._cuda, self._event = cuda, cuda.new_event()
-        self._last: int | None = None
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def turn(self, stream: int) -> Iterator[None]:
         """What is launched inside waits for the turn before."""
         with self._lock:
-            if self._last not in (None, stream):
-                self._cuda.wait(stream, self._event)
-            self._last = stream
+            # Also in the stream of the turn before: its address may be another stream's by now.
+            self._cuda.wait(stream, self._event)
             try:
                 yield
             finally:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from intswin.compile.bench import summary
-from intswin.models.errors import IntswinError
 
 Call = Callable[[], Any]
 Say = Callable[[str], None]
@@ -80,8 +79,10 @@ def race(
             counts[one.name] = _warm_up(call, time_calls)
         except Exception as error:  # of torch, CUDA or the compiler; the others go on
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            rows[one.name]["reason"] = lines[0] if isinstance(error, IntswinError) else lines[-1]
-            say(f"{one.name}: FAILED: {lines[0]} ... {lines[-1]}")
+            # Torch says what is wrong in the first line, TVM in the last one.
+            reason = " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
+            rows[one.name]["reason"] = reason
+            say(f"{one.name}: FAILED: {reason}")
             gc.collect()
             continue
         calls[one.name] = call

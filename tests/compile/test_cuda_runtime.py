@@ -266,9 +266,11 @@ def test_streams(library, cuda):
     network(tensor, stream=8)
     event = network._order._event
     assert [c for c in cuda.calls if c[0] in ("wait", "record")] == [
+        ("wait", 7, event),
         ("record", event, 7),
         ("wait", 8, event),
         ("record", event, 8),
+        ("wait", 8, event),
         ("record", event, 8),
     ]
     with pytest.raises(IntswinError, match="stream is str"):

@@ -18,6 +18,8 @@ namespace fake {
 extern std::recursive_mutex lock;
 extern int broken;  // what the first kernel that failed makes every later call return
 
+bool inherited();  // CUDA was used before this process was forked: it cannot be used here any more
+
 size_t setting(const char* name, size_t otherwise);  // of the environment
 int capability();  // 90
 size_t most_shared_memory();  // bytes of a block

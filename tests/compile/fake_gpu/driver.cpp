@@ -8,7 +8,11 @@
 using namespace fake;
 
 #define API(NAME) extern "C" CUresult CUDAAPI NAME
-#define LOCKED std::lock_guard guard(fake::lock)
+#define USABLE \
+  if (inherited()) return CUDA_ERROR_NOT_INITIALIZED
+#define LOCKED \
+  USABLE;      \
+  std::lock_guard guard(fake::lock)
 
 static const char* error_name(CUresult error) {
   switch (error) {
@@ -27,7 +31,10 @@ static const char* error_name(CUresult error) {
   }
 }
 
-API(cuInit)(unsigned) { return CUDA_SUCCESS; }
+API(cuInit)(unsigned) {
+  USABLE;
+  return CUDA_SUCCESS;
+}
 
 API(cuDriverGetVersion)(int* version) {
   *version = setting("FAKE_GPU_DRIVER", 13000);

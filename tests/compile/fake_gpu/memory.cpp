@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <map>
 
@@ -20,6 +21,11 @@ static int accessible = 0;
 size_t setting(const char* name, size_t otherwise) {
   const char* text = getenv(name);
   return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+bool inherited() {
+  static const pid_t user = getpid();  // of the first call
+  return user != getpid();
 }
 
 int capability() { return setting("FAKE_GPU_CAPABILITY", 90); }

@@ -10,7 +10,11 @@
 using namespace fake;
 
 #define API(NAME) extern "C" cudaError_t CUDARTAPI NAME
-#define LOCKED std::lock_guard guard(fake::lock)
+#define USABLE \
+  if (inherited()) return cudaErrorInitializationError
+#define LOCKED \
+  USABLE;      \
+  std::lock_guard guard(fake::lock)
 #define STREAM(HANDLE)                                                   \
   Stream* stream = find_stream(HANDLE);                                  \
   if (!stream) return done(cudaErrorInvalidResourceHandle)
@@ -44,10 +48,17 @@ extern "C" const char* CUDARTAPI cudaGetErrorString(cudaError_t error) {
 
 // The device
 
-API(cudaGetDeviceCount)(int* count) { return *count = 1, cudaSuccess; }
+API(cudaGetDeviceCount)(int* count) {
+  USABLE;
+  return *count = 1, cudaSuccess;
+}
+
 API(cudaGetDevice)(int* device) { return *device = 0, cudaSuccess; }
 
-API(cudaSetDevice)(int device) { return done(device ? cudaErrorInvalidDevice : cudaSuccess); }
+API(cudaSetDevice)(int device) {
+  USABLE;
+  return done(device ? cudaErrorInvalidDevice : cudaSuccess);
+}
 
 API(cudaDriverGetVersion)(int* version) { return cudaError_t(cuDriverGetVersion(version)); }
 API(cudaRuntimeGetVersion)(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
