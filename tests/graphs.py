@@ -107,7 +107,6 @@ def random_linear(
     residual: bool = False,
     zero_point: int | None = None,
     extreme: bool = False,
-    name: str = "linear",
 ) -> Case:
     """`zero_point` 0 with out u8 is the ReLU. Default: 128 (u8), 16 (u8 after a GELU), else 0."""
     if zero_point is None:
@@ -137,7 +136,7 @@ def random_linear(
     if residual:
         specs.append(TensorSpec((rows, n), "int16", 0.001))
     node = Node(
-        name,
+        "linear",
         "linear",
         ["x", "residual"][: len(specs)],
         tensors,
@@ -155,7 +154,6 @@ def random_layer_norm(
     *,
     group: int = 1,
     extreme: bool = False,
-    name: str = "layer_norm",
 ) -> Case:
     """`group` input rows of `channels` each make one output row (4: patch merging)."""
     c = group * channels
@@ -178,7 +176,7 @@ def random_layer_norm(
     if group > 1:
         tensors["rows"] = rng.permutation(rows * group).reshape(rows, group).astype(np.int32)
     node = Node(
-        name,
+        "layer_norm",
         "layer_norm",
         ["x"],
         tensors,
@@ -186,6 +184,22 @@ def random_layer_norm(
         TensorSpec((rows, c), DTYPE[out], scale, zero_point),
     )
     return Case(node, [TensorSpec((rows * group, channels), "int16", 0.001)])
+
+
+def extreme_variances(rng: Rng, rows: int) -> tuple[Case, np.ndarray]:
+    """A LayerNorm of 4 * 1024 channels, and an input whose variances are the smallest and largest.
+
+    `rows` is a multiple of 4; there are as many input rows of each kind.
+    """
+    case = random_layer_norm(rng, rows, 1024, "i16", group=4)
+    case.node.tensors["params"][:] = 1
+    x = np.full((1, 4 * rows, 1024), -32768, np.int16)
+    x[0, :rows] = 32767
+    x[0, rows : 2 * rows, ::2] = 32767  # the largest variance
+    x[0, 2 * rows : 3 * rows, 5] += 1  # one channel off by one
+    x[0, 3 * rows :] = rng.integers(-1, 2, (rows, 1024))
+    case.node.tensors["rows"][:] = np.arange(4 * rows).reshape(rows, 4)
+    return case, x
 
 
 def layer_norm_params(
@@ -209,7 +223,6 @@ def random_attention(
     *,
     patterns: int = 1,
     extreme: bool = False,
-    name: str = "attention",
 ) -> Case:
     """`patterns` distinct masks (0: no bias tensor at all)."""
     rows = windows * tokens
@@ -231,7 +244,7 @@ def random_attention(
         tensors["bias"] = bias.astype(np.int16)
         tensors["pattern"] = rng.integers(0, patterns, windows).astype(np.int32)
     node = Node(
-        name,
+        "attention",
         "attention",
         ["qkv"],
         tensors,
@@ -241,9 +254,7 @@ def random_attention(
     return Case(node, [TensorSpec((rows, 3 * heads * d), "int8", 0.02)])
 
 
-def random_mean_pool(
-    rng: Rng, rows: int, channels: int, extreme: bool = False, name: str = "mean_pool"
-) -> Case:
+def random_mean_pool(rng: Rng, rows: int, channels: int, extreme: bool = False) -> Case:
     factor = min(8 * 128 / (256 * rows), 0.999)  # 8: means vary less than values
     pre, mult = (int(v) for v in requant_params(factor))
     bias = -128 * 256 * rows + int(half(pre))
@@ -251,7 +262,7 @@ def random_mean_pool(
         pre, mult = (int(v[0]) for v in _sticky_requant(rng, 1))
         bias = int(rng.choice([-(1 << 31), (1 << 31) - 1 - 255 * 256 * rows]))
     node = Node(
-        name,
+        "mean_pool",
         "mean_pool",
         ["x"],
         {"params": np.array([bias, pre, mult], np.int32)},
@@ -268,10 +279,9 @@ def random_gather_rows(
     picked: int,
     *,
     dtype: str = "int16",
-    name: str = "gather_rows",
 ) -> Case:
     node = Node(
-        name,
+        "gather_rows",
         "gather_rows",
         ["x"],
         {"rows": rng.integers(0, rows, picked).astype(np.int32)},
@@ -281,15 +291,13 @@ def random_gather_rows(
     return Case(node, [TensorSpec((rows, channels), dtype, 0.001)])
 
 
-def random_add_constant(
-    rng: Rng, rows: int, channels: int, extreme: bool = False, name: str = "add_constant"
-) -> Case:
+def random_add_constant(rng: Rng, rows: int, channels: int, extreme: bool = False) -> Case:
     """A class token in front of `rows` tokens, and a position embedding on all."""
     constant = np.rint(rng.normal(0, 3000, (rows + 1, channels)))
     if extreme:
         constant = rng.choice([-(1 << 30) + 1, 0, (1 << 30) - 1], (rows + 1, channels))
     node = Node(
-        name,
+        "add_constant",
         "add_constant",
         ["x"],
         {
@@ -302,10 +310,10 @@ def random_add_constant(
     return Case(node, [TensorSpec((rows, channels), "int16", 0.001)])
 
 
-def patchify_case(height: int, width: int, patch: int, name: str = "patchify") -> Case:
+def patchify_case(height: int, width: int, patch: int) -> Case:
     rows = (height // patch) * (width // patch)
     node = Node(
-        name,
+        "patchify",
         "patchify",
         ["image"],
         {},

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
+from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
 from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, Dp4aTile
@@ -28,34 +29,23 @@ _CHUNK = 16  # bytes of a load
 
 def emit_dp4a(shape: CudaGemmShape, tile: Dp4aTile, args: Arguments) -> None:
     """Emit the kernel's body into the PrimFunc that is being built."""
-    row_tiles = -(-shape.rows // tile.block_rows)
-    column_tiles = -(-shape.columns // tile.block_columns)
-    with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
-        with T.launch_thread("threadIdx.x", tile.threads) as thread:
-            row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)
-            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * tile.block_columns)
-            _Kernel(shape, tile, args, thread, row, column).emit()
+    with cuda_gemm_grid.blocks(shape, tile) as place:
+        _Kernel(shape, tile, args, place).emit()
 
 
 class _Kernel:
     """One block of threads."""
 
     def __init__(
-        self,
-        shape: CudaGemmShape,
-        tile: Dp4aTile,
-        args: Arguments,
-        thread: Expr,
-        row: Expr,
-        column: Expr,
+        self, shape: CudaGemmShape, tile: Dp4aTile, args: Arguments, place: cuda_gemm_grid.Place
     ) -> None:
-        self.shape, self.tile, self.args, self.thread = shape, tile, args, thread
-        self.row, self.column = row, column
+        self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
+        self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
         self.words = tile.block_depth // _WORD
         across = tile.block_columns // tile.thread_columns
-        self.thread_row = T.Bind(thread // across * 4)
-        self.thread_column = T.Bind(thread % across * 4)
+        self.thread_row = T.Bind(self.thread // across * 4)
+        self.thread_column = T.Bind(self.thread % across * 4)
         # Between a thread's groups of 4 rows, and of 4 columns.
         self.row_step = tile.block_rows * 4 // tile.thread_rows
         self.column_step = tile.block_columns * 4 // tile.thread_columns

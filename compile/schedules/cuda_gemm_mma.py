@@ -20,6 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
+from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
 from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, MmaTile
@@ -33,38 +34,26 @@ _PIECE = _GROUP * _STEP  # bytes of a group in a step
 
 def emit_mma(shape: CudaGemmShape, tile: MmaTile, args: Arguments) -> None:
     """Emit the kernel's body into the PrimFunc that is being built."""
-    row_tiles = -(-shape.rows // tile.block_rows)
-    column_tiles = -(-shape.columns // tile.block_columns)
-    with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
-        with T.launch_thread("threadIdx.x", tile.threads) as thread:
-            # Neighbouring blocks share rows of x, which is the larger operand.
-            row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)
-            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * tile.block_columns)
-            _Kernel(shape, tile, args, thread, row, column).emit()
+    with cuda_gemm_grid.blocks(shape, tile) as place:
+        _Kernel(shape, tile, args, place).emit()
 
 
 class _Kernel:
     """One block of threads."""
 
     def __init__(
-        self,
-        shape: CudaGemmShape,
-        tile: MmaTile,
-        args: Arguments,
-        thread: Expr,
-        row: Expr,
-        column: Expr,
+        self, shape: CudaGemmShape, tile: MmaTile, args: Arguments, place: cuda_gemm_grid.Place
     ) -> None:
-        self.shape, self.tile, self.args, self.thread = shape, tile, args, thread
-        self.row, self.column = row, column
+        self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
+        self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
         self.steps = tile.block_depth // _STEP
         self.row_blocks = tile.warp_rows // 16
         self.groups = tile.warp_columns // _GROUP
         shared = cuda.shared_memory(tile.shared_bytes)
         self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
-        self.lane = T.Bind(thread % 32)
-        warp = T.Bind(thread // 32)
+        self.lane = T.Bind(self.thread % 32)
+        warp = T.Bind(self.thread // 32)
         self.row_warp = T.Bind(warp % tile.row_warps)
         self.column_warp = T.Bind(warp // tile.row_warps % tile.column_warps)
         self.depth_warp = T.Bind(warp // (tile.row_warps * tile.column_warps))

@@ -80,22 +80,31 @@ class CudaGemmShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class MmaTile:
-    """The tile of the tensor core kernel, in the order in which it is decided.
+class _BlockTile:
+    """What a tile says first.
 
     Attributes:
         block_rows: rows of x of a block of threads.
         block_columns: output channels of a block.
         block_depth: input channels of a slice in shared memory.
+    """
+
+    block_rows: int
+    block_columns: int
+    block_depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MmaTile(_BlockTile):
+    """The tile of the tensor core kernel, in the order in which it is decided.
+
+    Attributes:
         row_warps: warps that share the rows; divides block_rows / 16.
         column_warps: warps that share the columns; divides block_columns / 32.
         depth_warps: warps that share the steps of 32 of a slice; divides their number.
         stages: slices in shared memory.
     """
 
-    block_rows: int
-    block_columns: int
-    block_depth: int
     row_warps: int
     column_warps: int
     depth_warps: int
@@ -129,20 +138,14 @@ class MmaTile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dp4aTile:
+class Dp4aTile(_BlockTile):
     """The tile of the dp4a kernel, in the order in which it is decided.
 
     Attributes:
-        block_rows: rows of x of a block of threads.
-        block_columns: output channels of a block.
-        block_depth: input channels of a slice in shared memory.
         thread_rows: rows of a thread, in groups of 4.
         thread_columns: columns of a thread, in groups of 4.
     """
 
-    block_rows: int
-    block_columns: int
-    block_depth: int
     thread_rows: int
     thread_columns: int
 

@@ -115,129 +115,83 @@ def _avx2(
         )
 
 
-@T.prim_func(s_tir=True)
-def _vnni_requantize_description(
-    A: T.Buffer((16,), "int32", offset_factor=1),
-    B: T.Buffer((16,), "int32", offset_factor=1),
-    P: T.Buffer((16,), "int32", offset_factor=1),
-    M: T.Buffer((16,), "int16", offset_factor=1),
-    H: T.Buffer((16,), "int16", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(A[0:16], B[0:16], P[0:16], M[0:16])
-        T.writes(H[0:16])
-        for i in T.serial(0, 16):
-            with T.sblock("requantize"):
-                vi = T.axis.spatial(16, i)
-                H[vi] = T.cast(
-                    T.shift_right(
-                        T.max(
-                            T.min(T.shift_right(A[vi] + B[vi], P[vi]), T.int32(32767)),
-                            T.int32(-32768),
-                        )
-                        * T.cast(M[vi], "int32")
-                        + T.int32(16384),
-                        T.int32(15),
-                    ),
-                    "int16",
-                )
+def _register_requantize(name: str, prefix: str, lanes: int, multiply: str) -> None:
+    """Register section 2's requantization of `lanes` accumulators.
 
+    Args:
+        name: of the intrinsic.
+        prefix: of its PrimFuncs' names, which the fingerprint of a tuning log depends on.
+        lanes: int16 results of a vector.
+        multiply: LLVM's intrinsic for (a * b + 2^14) >> 15 of so many int16.
+    """
+    wide, narrow = f"int32x{lanes}", f"int16x{lanes}"
 
-@T.prim_func(s_tir=True)
-def _vnni_requantize(
-    A: T.Buffer((16,), "int32", offset_factor=1),
-    B: T.Buffer((16,), "int32", offset_factor=1),
-    P: T.Buffer((16,), "int32", offset_factor=1),
-    M: T.Buffer((16,), "int16", offset_factor=1),
-    H: T.Buffer((16,), "int16", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(A[0:16], B[0:16], P[0:16], M[0:16])
-        T.writes(H[0:16])
-        H[T.ramp(T.int32(0), 1, 16)] = T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id("llvm.x86.avx2.pmul.hr.sw"),
-            T.cast(
-                T.max(
-                    T.min(
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes,), "int32", offset_factor=1),
+        B: T.Buffer((lanes,), "int32", offset_factor=1),
+        P: T.Buffer((lanes,), "int32", offset_factor=1),
+        M: T.Buffer((lanes,), "int16", offset_factor=1),
+        H: T.Buffer((lanes,), "int16", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:lanes], B[0:lanes], P[0:lanes], M[0:lanes])
+            T.writes(H[0:lanes])
+            for i in T.serial(0, lanes):
+                with T.sblock("requantize"):
+                    vi = T.axis.spatial(lanes, i)
+                    H[vi] = T.cast(
                         T.shift_right(
-                            A.vload([0], dtype="int32x16") + B.vload([0], dtype="int32x16"),
-                            P.vload([0], dtype="int32x16"),
+                            T.max(
+                                T.min(T.shift_right(A[vi] + B[vi], P[vi]), T.int32(32767)),
+                                T.int32(-32768),
+                            )
+                            * T.cast(M[vi], "int32")
+                            + T.int32(16384),
+                            T.int32(15),
                         ),
-                        T.broadcast(T.int32(32767), 16),
-                    ),
-                    T.broadcast(T.int32(-32768), 16),
-                ),
-                "int16x16",
-            ),
-            M.vload([0], dtype="int16x16"),
-            dtype="int16x16",
-        )
+                        "int16",
+                    )
 
-
-@T.prim_func(s_tir=True)
-def _avx2_requantize_description(
-    A: T.Buffer((8,), "int32", offset_factor=1),
-    B: T.Buffer((8,), "int32", offset_factor=1),
-    P: T.Buffer((8,), "int32", offset_factor=1),
-    M: T.Buffer((8,), "int16", offset_factor=1),
-    H: T.Buffer((8,), "int16", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(A[0:8], B[0:8], P[0:8], M[0:8])
-        T.writes(H[0:8])
-        for i in T.serial(0, 8):
-            with T.sblock("requantize"):
-                vi = T.axis.spatial(8, i)
-                H[vi] = T.cast(
-                    T.shift_right(
-                        T.max(
-                            T.min(T.shift_right(A[vi] + B[vi], P[vi]), T.int32(32767)),
-                            T.int32(-32768),
-                        )
-                        * T.cast(M[vi], "int32")
-                        + T.int32(16384),
-                        T.int32(15),
-                    ),
-                    "int16",
-                )
-
-
-@T.prim_func(s_tir=True)
-def _avx2_requantize(
-    A: T.Buffer((8,), "int32", offset_factor=1),
-    B: T.Buffer((8,), "int32", offset_factor=1),
-    P: T.Buffer((8,), "int32", offset_factor=1),
-    M: T.Buffer((8,), "int16", offset_factor=1),
-    H: T.Buffer((8,), "int16", offset_factor=1),
-) -> None:
-    with T.sblock("root"):
-        T.reads(A[0:8], B[0:8], P[0:8], M[0:8])
-        T.writes(H[0:8])
-        H[T.ramp(T.int32(0), 1, 8)] = T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id("llvm.x86.ssse3.pmul.hr.sw.128"),
-            T.cast(
-                T.max(
-                    T.min(
-                        T.shift_right(
-                            A.vload([0], dtype="int32x8") + B.vload([0], dtype="int32x8"),
-                            P.vload([0], dtype="int32x8"),
+    @T.prim_func(s_tir=True)
+    def vectors(
+        A: T.Buffer((lanes,), "int32", offset_factor=1),
+        B: T.Buffer((lanes,), "int32", offset_factor=1),
+        P: T.Buffer((lanes,), "int32", offset_factor=1),
+        M: T.Buffer((lanes,), "int16", offset_factor=1),
+        H: T.Buffer((lanes,), "int16", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:lanes], B[0:lanes], P[0:lanes], M[0:lanes])
+            T.writes(H[0:lanes])
+            H[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
+                T.llvm_lookup_intrinsic_id(multiply),
+                T.cast(
+                    T.max(
+                        T.min(
+                            T.shift_right(
+                                A.vload([0], dtype=wide) + B.vload([0], dtype=wide),
+                                P.vload([0], dtype=wide),
+                            ),
+                            T.broadcast(T.int32(32767), lanes),
                         ),
-                        T.broadcast(T.int32(32767), 8),
+                        T.broadcast(T.int32(-32768), lanes),
                     ),
-                    T.broadcast(T.int32(-32768), 8),
+                    narrow,
                 ),
-                "int16x8",
-            ),
-            M.vload([0], dtype="int16x8"),
-            dtype="int16x8",
-        )
+                M.vload([0], dtype=narrow),
+                dtype=narrow,
+            )
+
+    s_tir.TensorIntrin.register(
+        name,
+        description.with_attr("global_symbol", f"{prefix}_requantize_description"),
+        vectors.with_attr("global_symbol", f"{prefix}_requantize"),
+        override=True,
+    )
 
 
 s_tir.TensorIntrin.register(VNNI_DOT, _vnni_description, _vnni, override=True)
 s_tir.TensorIntrin.register(AVX2_DOT, _avx2_description, _avx2, override=True)
-s_tir.TensorIntrin.register(
-    VNNI_REQUANTIZE, _vnni_requantize_description, _vnni_requantize, override=True
-)
-s_tir.TensorIntrin.register(
-    AVX2_REQUANTIZE, _avx2_requantize_description, _avx2_requantize, override=True
-)
+_register_requantize(VNNI_REQUANTIZE, "_vnni", 16, "llvm.x86.avx2.pmul.hr.sw")
+_register_requantize(AVX2_REQUANTIZE, "_avx2", 8, "llvm.x86.ssse3.pmul.hr.sw.128")

@@ -1,7 +1,8 @@
-"""Compile one operator, for tests against the reference."""
+"""Compile one operator, and compare it with the reference."""
 
 import importlib
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.target import Target, codegen
@@ -10,6 +11,7 @@ from cuda_emulator import emulate_network
 from intswin.compile.build import build
 from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.targets import get_target, has_avx2
+from intswin.models.integer_ops import execute
 
 # Those whose code this CPU can run; "plain" is this machine without any vector extension that the
 # vector kernels look for.
@@ -38,16 +40,19 @@ def emit_operator(case, batch, target):
     return bb.get()
 
 
-def compile_operator(case, batch, target_name):
-    """A function from arrays to the array that the compiled operator makes of them."""
+def check_compiled(case, batch, target_name, runs):
+    """The compiled operator gives what the reference does, for each list of inputs in `runs`."""
     target = named_target(target_name)
     executable = build(emit_operator(case, batch, target), target)
     machine = relax.VirtualMachine(executable, tvm.cpu())
-    return lambda *arrays: machine["main"](*map(tvm.runtime.tensor, arrays)).numpy()
+    for inputs in runs:
+        actual = machine["main"](*map(tvm.runtime.tensor, inputs)).numpy()
+        np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
-def emulate_operator(case, target_name, inputs):
-    """What the operator's default CUDA kernel makes of the inputs; races are errors."""
+def check_emulated(case, target_name, inputs):
+    """So does the operator's default CUDA kernel, emulated; races are errors."""
     target = get_target(target_name)
     mod = apply_default_schedules(emit_operator(case, len(inputs[0]), target), target)
-    return emulate_network(mod, target, *inputs, races=True)
+    actual = emulate_network(mod, target, *inputs, races=True)
+    np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)

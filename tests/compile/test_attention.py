@@ -7,8 +7,7 @@ import tvm
 import graphs
 from intswin.compile.targets import get_target
 from intswin.models.errors import IntswinError
-from intswin.models.integer_ops import execute
-from operator_runner import VECTOR_TARGETS, compile_operator, emit_operator
+from operator_runner import VECTOR_TARGETS, check_compiled, emit_operator
 
 
 @pytest.mark.parametrize("target", VECTOR_TARGETS)
@@ -27,9 +26,7 @@ from operator_runner import VECTOR_TARGETS, compile_operator, emit_operator
 def test_realistic(target, windows, tokens, heads, d, patterns, batch):
     rng = np.random.default_rng(0)
     case = graphs.random_attention(rng, windows, tokens, heads, d, patterns=patterns)
-    inputs = case.inputs(rng, batch)
-    actual = compile_operator(case, batch, target)(*inputs)
-    np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
+    check_compiled(case, batch, target, [case.inputs(rng, batch)])
 
 
 @pytest.mark.parametrize("target", VECTOR_TARGETS)
@@ -38,10 +35,7 @@ def test_ends_of_the_ranges(target, seed):
     rng = np.random.default_rng(seed)
     tokens = [16, 49, 20, 7, 100, 1][seed]
     case = graphs.random_attention(rng, 3, tokens, 2, 32, patterns=seed % 3, extreme=True)
-    run = compile_operator(case, 1, target)
-    for _ in range(4):
-        inputs = case.inputs(rng, 1, extreme=True)
-        np.testing.assert_array_equal(run(*inputs), execute(case.node, inputs), strict=True)
+    check_compiled(case, 1, target, (case.inputs(rng, 1, extreme=True) for _ in range(4)))
 
 
 @pytest.mark.parametrize("target", VECTOR_TARGETS)
@@ -52,9 +46,7 @@ def test_scores_that_leave_16_bits(target, level):
     case = graphs.random_attention(rng, 4, 20, 2, 32, patterns=2)
     near = level + rng.integers(-600, 601, case.node.tensors["bias"].shape)
     case.node.tensors["bias"] = np.clip(near, -32768, 32767).astype(np.int16)
-    inputs = case.inputs(rng)
-    actual = compile_operator(case, 1, target)(*inputs)
-    np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
+    check_compiled(case, 1, target, [case.inputs(rng)])
 
 
 @pytest.mark.parametrize("target", VECTOR_TARGETS)
@@ -69,12 +61,15 @@ def test_every_distance_to_the_maximum(target):
     case.node.tensors["rows"][:] = np.arange(64)
     qkv = rng.integers(-128, 128, (1, 64, 48)).astype(np.int8)
     qkv[..., :16] = 0
-    # Attention of one other token against the maximum shows its probability.
-    run = compile_operator(case, 1, target)
-    for key in range(64):
-        qkv[..., 32:] = 0
-        qkv[0, key, 32:] = 127
-        np.testing.assert_array_equal(run(qkv), execute(case.node, [qkv]), strict=True)
+
+    def runs():
+        for key in range(64):
+            # Attention of one other token against the maximum shows its probability.
+            qkv[..., 32:] = 0
+            qkv[0, key, 32:] = 127
+            yield [qkv]
+
+    check_compiled(case, 1, target, runs())
 
 
 def test_layers_of_one_shape_share_a_kernel():

@@ -15,14 +15,9 @@ from intswin.compile.schedules.cuda_attention_space import (
 )
 from intswin.compile.targets import get_target
 from intswin.models.integer_ops import execute, probability
-from operator_runner import emulate_operator
+from operator_runner import check_emulated
 
 CUDA_TARGETS = ["cuda-v100", "cuda-h100"]
-
-
-def check(case, target, inputs):
-    actual = emulate_operator(case, target, inputs)
-    np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS)
@@ -40,7 +35,7 @@ def check(case, target, inputs):
 def test_shapes(target, windows, tokens, heads, d, patterns, batch):
     rng = np.random.default_rng(0)
     case = graphs.random_attention(rng, windows, tokens, heads, d, patterns=patterns)
-    check(case, target, case.inputs(rng, batch))
+    check_emulated(case, target, case.inputs(rng, batch))
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS)
@@ -49,7 +44,7 @@ def test_ends_of_the_ranges(target, seed):
     rng = np.random.default_rng(seed)
     tokens = [49, 16, 20, 7, 70][seed]
     case = graphs.random_attention(rng, 2, tokens, 1, 32, patterns=seed % 3, extreme=True)
-    check(case, target, case.inputs(rng, 1, extreme=True))
+    check_emulated(case, target, case.inputs(rng, 1, extreme=True))
 
 
 @pytest.mark.parametrize("target", CUDA_TARGETS)
@@ -60,7 +55,7 @@ def test_scores_at_their_limits(target, pre):
     case = graphs.random_attention(rng, 2, 20, 1, 32)
     case.node.tensors["params"][:2] = pre, 32767
     case.node.tensors["bias"][:] = rng.choice([-32768, 32767], case.node.tensors["bias"].shape)
-    check(case, target, [rng.choice([-128, 127, 1], (1, 40, 96)).astype(np.int8)])
+    check_emulated(case, target, [rng.choice([-128, 127, 1], (1, 40, 96)).astype(np.int8)])
 
 
 @pytest.mark.parametrize(

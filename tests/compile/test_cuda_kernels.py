@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 
 import graphs
-from intswin.models import integer_ops
-from operator_runner import emulate_operator
+from operator_runner import check_emulated
 
 # dp4a, and tensor cores.
 CUDA_TARGETS = ["cuda-v100", "cuda-h100"]
 
 pytestmark = pytest.mark.parametrize("target", CUDA_TARGETS)
-
-
-def check(case, target, inputs):
-    actual = emulate_operator(case, target, inputs)
-    np.testing.assert_array_equal(actual, integer_ops.execute(case.node, inputs), strict=True)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
@@ -39,7 +33,7 @@ def check(case, target, inputs):
 def test_linear(target, epilogue, extreme):
     rng = np.random.default_rng(0)
     case = graphs.random_linear(rng, 49, 96, 64, extreme=extreme, **epilogue)
-    check(case, target, case.inputs(rng, 2, extreme))
+    check_emulated(case, target, case.inputs(rng, 2, extreme))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +42,7 @@ def test_linear(target, epilogue, extreme):
 def test_linear_shapes(target, rows, k, n):
     rng = np.random.default_rng(1)
     case = graphs.random_linear(rng, rows, k, n, zero_point=0)
-    check(case, target, case.inputs(rng, 1))
+    check_emulated(case, target, case.inputs(rng, 1))
 
 
 def test_small_operators(target):
@@ -59,4 +53,4 @@ def test_small_operators(target):
         graphs.random_gather_rows(rng, 20, 24, 9),
         graphs.random_add_constant(rng, 16, 40),
     ):
-        check(case, target, case.inputs(rng, 2))
+        check_emulated(case, target, case.inputs(rng, 2))

@@ -12,14 +12,9 @@ from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile, candi
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import get_target
 from intswin.models.integer_ops import execute
-from operator_runner import emulate_operator
+from operator_runner import check_emulated
 
 TARGET = "cuda-h100"  # the kernel is the same for all; pack_u8 and pack_s16 are not
-
-
-def check(case, inputs, target=TARGET):
-    actual = emulate_operator(case, target, inputs)
-    np.testing.assert_array_equal(actual, execute(case.node, inputs), strict=True)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
@@ -41,26 +36,19 @@ def check(case, inputs, target=TARGET):
 def test_shapes(rows, channels, group, out, batch, extreme):
     rng = np.random.default_rng(0)
     case = graphs.random_layer_norm(rng, rows, channels, out, group=group, extreme=extreme)
-    check(case, case.inputs(rng, batch, extreme))
+    check_emulated(case, TARGET, case.inputs(rng, batch, extreme))
 
 
 def test_volta():
     rng = np.random.default_rng(0)
     case = graphs.random_layer_norm(rng, 10, 96, "u8")
-    check(case, case.inputs(rng), "cuda-v100")
+    check_emulated(case, "cuda-v100", case.inputs(rng))
 
 
 def test_smallest_and_largest_variance():
     rng = np.random.default_rng(0)
-    case = graphs.random_layer_norm(rng, 4, 1024, "i16", group=4)
-    case.node.tensors["params"][:] = 1
-    x = np.full((1, 16, 1024), -32768, np.int16)
-    x[0, :4] = 32767
-    x[0, 4:8, ::2] = 32767  # the largest variance
-    x[0, 8:12, 5] += 1  # one channel off by one
-    x[0, 12:] = rng.integers(-1, 2, (4, 1024))
-    case.node.tensors["rows"][:] = np.arange(16).reshape(4, 4)
-    check(case, [x])
+    case, x = graphs.extreme_variances(rng, 4)
+    check_emulated(case, TARGET, [x])
 
 
 def test_every_tile():

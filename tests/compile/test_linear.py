@@ -10,7 +10,7 @@ from intswin.compile.operators.integer_gelu import igelu, shiftgelu
 from intswin.compile.operators.packed_weight import pack_weight
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
-from operator_runner import TARGETS, compile_operator
+from operator_runner import TARGETS, check_compiled
 
 _EPILOGUES: dict[str, dict] = {
     "relu": {"zero_point": 0},
@@ -30,11 +30,7 @@ _EPILOGUES: dict[str, dict] = {
 def test_epilogues(target, epilogue, extreme):
     rng = np.random.default_rng(0)
     case = graphs.random_linear(rng, 49, 96, 64, extreme=extreme, **_EPILOGUES[epilogue])
-    run = compile_operator(case, 1, target)
-    for _ in range(3):
-        inputs = case.inputs(rng, 1, extreme)
-        expected = integer_ops.execute(case.node, inputs)
-        np.testing.assert_array_equal(run(*inputs), expected, strict=True)
+    check_compiled(case, 1, target, (case.inputs(rng, 1, extreme) for _ in range(3)))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -54,10 +50,7 @@ def test_shapes(target, rows, k, n, batch):
     rng = np.random.default_rng(1)
     for options in ({"zero_point": 0}, {"out": "i16", "residual": True}):
         case = graphs.random_linear(rng, rows, k, n, **options)
-        inputs = case.inputs(rng, batch)
-        actual = compile_operator(case, batch, target)(*inputs)
-        expected = integer_ops.execute(case.node, inputs)
-        np.testing.assert_array_equal(actual, expected, strict=True)
+        check_compiled(case, batch, target, [case.inputs(rng, batch)])
 
 
 @pytest.mark.parametrize("k", range(6, 11))

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import graphs
-from intswin.models.integer_ops import execute
-from operator_runner import TARGETS, compile_operator
+from operator_runner import TARGETS, check_compiled
 
 _CASES = {
     "patchify": lambda rng, extreme: graphs.patchify_case(32, 48, 4),
@@ -25,7 +24,4 @@ _CASES = {
 def test_operator(target, name, batch, extreme):
     rng = np.random.default_rng(0)
     case = _CASES[name](rng, extreme)
-    run = compile_operator(case, batch, target)
-    for _ in range(3):
-        inputs = case.inputs(rng, batch, extreme)
-        np.testing.assert_array_equal(run(*inputs), execute(case.node, inputs), strict=True)
+    check_compiled(case, batch, target, (case.inputs(rng, batch, extreme) for _ in range(3)))

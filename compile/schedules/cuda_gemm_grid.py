@@ -1,0 +1,36 @@
+"""Which block of results a block of threads of a GEMM has."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.operators.expressions import int32
+from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, CudaGemmTile
+from intswin.compile.schedules.cuda_intrinsics import Expr
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A thread, and the first row and column of its block's results."""
+
+    thread: Expr
+    row: Expr
+    column: Expr
+
+
+@contextlib.contextmanager
+def blocks(shape: CudaGemmShape, tile: CudaGemmTile) -> Iterator[Place]:
+    """Launch the blocks of threads that cover the results; what is emitted inside is a thread's."""
+    row_tiles = -(-shape.rows // tile.block_rows)
+    column_tiles = -(-shape.columns // tile.block_columns)
+    with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
+        with T.launch_thread("threadIdx.x", tile.threads) as thread:
+            # Neighbouring blocks share rows of x, which is the larger operand.
+            row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)
+            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * tile.block_columns)
+            yield Place(thread, row, column)
