@@ -306,26 +306,17 @@ def _finish_in_integers(job: _Job, student: nn.Module) -> nn.Module:
     """Quantization-aware training; its calibration is stored, since its scales are trained for."""
     options = job.options
     student = copy.deepcopy(student)
-    for name, parameter in student.named_parameters():
-        # the integer network holds these as tables of constants
-        parameter.requires_grad_("relative_position_bias_table" not in name)
     graph, calibration = integer_network(student, job.pixels)
     if job.processes.is_first:
         calibration.save(options.beside(".calibration.json"))
     fake = FakeQuantized(student, graph, job.pixels.described.preprocess)
+    fake.freeze_constants()
     job.report(f"{options.qat_steps} steps with the integers' rounding")
     trainer = job.trainer(
         QuantizedDistillation(fake, job.teacher, options.weights),
         student,
         [],
-        dataclasses.replace(
-            options.train,
-            steps=options.qat_steps,
-            minutes=None,
-            learning_rate=options.train.learning_rate / 20,
-            finish_share=1.0,
-            ema_decay=0.99,
-        ),
+        options.train.integer_finish(options.qat_steps),
         options.beside(".qat.pth"),
         evaluated=fake.of,
     )

@@ -81,7 +81,7 @@ def _operators(graph: IntegerGraph) -> Table:
             kind,
             "x".join(map(str, node.out.shape)),
             node.out.dtype,
-            f"{node.out.scale:.4g}" if node.out.scale else "",  # q, k and v have one each
+            " ".join(f"{scale:.4g}" for scale in node.out.part_scales or (node.out.scale,)),
             str(node.out.zero_point),
             f"{macs / 1e6:.2f}" if macs else "",
             f"{constants / 1e3:.1f}" if constants else "",

@@ -87,6 +87,5 @@ def _qkv(
     attrs: dict[str, Attribute] = {
         "out": "s8", "zero_point": 0, "frac": 7, "activation": "none"
     }  # fmt: skip
-    # q, k and v have scales of their own; the spec's 0.0 says so
-    linear_out = TensorSpec((rows, weight.shape[0]), "int8", 0.0)
+    linear_out = TensorSpec((rows, weight.shape[0]), "int8", 0.0, part_scales=tuple(scales))
     return out.emit("linear", [source], tensors, attrs, linear_out, ""), scales

@@ -8,6 +8,7 @@ during the finish: the same shape for every schedule and order, so that they can
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -73,3 +74,17 @@ class TrainOptions:
     def replacement_at(self, done: int, total: int) -> float:
         """Part of the budget at which the next replacement is due, after `done` of `total`."""
         return (1 - self.finish_share) * (done / total)
+
+    def integer_finish(self, steps: int) -> TrainOptions:
+        """For quantization-aware training of a network that these options have trained.
+
+        It is near its end already: a small learning rate that only falls, and a short average.
+        """
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            minutes=None,
+            learning_rate=self.learning_rate / 20,
+            finish_share=1.0,
+            ema_decay=0.99,
+        )

@@ -77,6 +77,11 @@ class FakeQuantized(nn.Module):
             raise IntswinError("the integer network was made from another network")
         self.to(next(network.parameters()).device)
 
+    def freeze_constants(self) -> None:
+        """Freeze relative position biases, which the integer network holds as constants."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_("relative_position_bias_table" not in name)
+
     def of(self, network: nn.Module) -> FakeQuantized:
         """Another set of weights on the same scales."""
         other = copy.copy(self)
@@ -164,25 +169,9 @@ class _Linear(nn.Module):
             scale = quantize_weight(weight, bias, self.input_scale)
             if not torch.equal((weight / scale[:, None]).round().clamp(-127, 127), stored):
                 raise IntswinError(f"{node.name} was made from other weights")
-            if self.out == "s8":
-                h_scale = self._scales_of_thirds(node, self.input_scale * scale)
-            else:
-                h_scale = torch.full_like(scale, node.out.scale / 2**self.frac)
+            parts = weight.new_tensor(node.out.part_scales or (node.out.scale,))
+            h_scale = parts.repeat_interleave(len(weight) // len(parts)) / 2**self.frac
         self.register_buffer("h_scale", h_scale, persistent=False)
-
-    @staticmethod
-    def _scales_of_thirds(node: Node, unit: Tensor) -> Tensor:
-        """q, k and v have one scale each, which the node keeps only in its multipliers.
-
-        A channel's multiplier, rounded, bounds the scale from both sides; any scale within the
-        bounds of all channels gives all of their multipliers.
-        """
-        pre = torch.from_numpy(node.tensors["pre"]).double()
-        mult = torch.from_numpy(node.tensors["mult"]).double()
-        unit = unit * 2 ** (15 + pre)
-        low = (unit / (mult + 0.5)).reshape(3, -1).amax(1, keepdim=True)
-        high = (unit / (mult - 0.5)).reshape(3, -1).amin(1, keepdim=True)
-        return ((low + high) / 2).expand(3, unit.numel() // 3).reshape(-1)
 
     def _float_parameters(self) -> tuple[Tensor, Tensor]:
         """Float64 weight (N, K) and bias (N,); those of the patch embedding take raw pixels."""

@@ -24,14 +24,16 @@ class TensorSpec:
     Attributes:
         shape: per image, (rows, channels); (height, width, 3) for the input image.
         dtype: "uint8", "int8", "int16" or "int32".
-        scale: real value of one step.
+        scale: real value of one step; 0.0 when the channels have `part_scales`.
         zero_point: the stored integer that means 0.0.
+        part_scales: scales of equal parts of the channels that have one each: q, k and v.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scale: float
     zero_point: int = 0
+    part_scales: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass
@@ -123,4 +125,5 @@ class IntegerGraph:
 
 
 def _spec(fields: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**fields, "shape": tuple(fields["shape"])})
+    parts = tuple(fields.get("part_scales", ()))  # artifacts made before it existed lack it
+    return TensorSpec(**{**fields, "shape": tuple(fields["shape"]), "part_scales": parts})

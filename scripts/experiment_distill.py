@@ -208,7 +208,7 @@ def _iterate(
         student,
         replacement_steps(student, how["schedule"], order),
         how.get("drop_fc1_bias", False),
-        _train_options(arguments, seed, arguments.steps, arguments.learning_rate),
+        _train_options(arguments, seed, arguments.steps),
         _batches(experiment, seed),
         state,
         validation=experiment.validation,
@@ -239,16 +239,15 @@ def _qat(
     """Integer top-1 after quantization-aware training."""
     arguments = experiment.arguments
     student = copy.deepcopy(student)
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_("relative_position_bias_table" not in name)
     fake = FakeQuantized(student, graph, experiment.training.described.preprocess)
-    options = _train_options(arguments, seed, arguments.qat_steps, arguments.learning_rate / 20)
+    fake.freeze_constants()
+    options = _train_options(arguments, seed, arguments.qat_steps)
     trainer = DistillTrainer(
         QuantizedDistillation(fake, experiment.teacher, _weights(arguments)),
         student,
         [],
         False,
-        dataclasses.replace(options, finish_share=1.0, ema_decay=0.99),
+        options.integer_finish(arguments.qat_steps),
         _batches(experiment, seed),
         state,
         report=lambda line: None,
@@ -289,13 +288,11 @@ def _weights(arguments: argparse.Namespace) -> LossWeights:
     )
 
 
-def _train_options(
-    arguments: argparse.Namespace, seed: int, steps: int, learning_rate: float
-) -> TrainOptions:
+def _train_options(arguments: argparse.Namespace, seed: int, steps: int) -> TrainOptions:
     return TrainOptions(
         steps=steps,
         batch_size=arguments.batch_size,
-        learning_rate=learning_rate,
+        learning_rate=arguments.learning_rate,
         finish_share=arguments.finish_share,
         validate_every=max(1, steps // 4),
         save_every=max(1, steps // 10),

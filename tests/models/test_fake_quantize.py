@@ -85,34 +85,34 @@ def test_logits_are_the_references_in_real_units(network):
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-6)
 
 
-def test_after_a_step_it_is_still_what_the_quantizer_makes(network):
+@pytest.mark.parametrize(("kind", "layer"), [("u8", "mlp.fc1"), ("s8", "attn.qkv")])
+def test_after_a_step_it_is_still_what_the_quantizer_makes(kind, layer):
     """Weights that moved are quantized on the same scales as by the integer pass."""
     model = small_swin()
     graph = integer_network(model)
     fake = FakeQuantized(model, graph, SMALL)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "mlp" in name:
+            if layer in name:
                 parameter.mul_(0.9)
-    names = [n for n in graph.nodes if n.op == "linear" and n.attrs["out"] == "u8"]
-    assert names
+    node = next(n for n in graph.nodes if n.op == "linear" and n.attrs["out"] == kind)
     by_name = dict(zip([n.name for n in graph.nodes], fake.operators, strict=True))
-    block = model.layers[0].blocks[0].mlp.fc1
-    node = names[0]
+    module = model.layers[0].blocks[0].get_submodule(layer)
     x = torch.from_numpy(np.random.default_rng(0).integers(-128, 128, (1, 7, 16))).float()
     source = graph.spec(node.inputs[0])
+    scales = np.array(node.out.part_scales or (node.out.scale,))
     tensors = quantize_parameters.linear_parameters(
-        block.weight.detach().double().numpy(),
-        block.bias.detach().double().numpy(),
+        module.weight.detach().double().numpy(),
+        module.bias.detach().double().numpy(),
         source.scale,
         source.zero_point,
-        np.full(64, node.out.scale / 2 ** node.attrs["frac"]),
-        "fc1",
+        np.repeat(scales, len(module.bias) // len(scales)) / 2 ** node.attrs["frac"],
+        layer,
     )
     from intswin.models.integer_graph import Node
     from intswin.models.integer_ops import execute
 
-    again = Node("fc1", "linear", [], tensors, node.attrs, node.out)
+    again = Node(layer, "linear", [], tensors, node.attrs, node.out)
     expected = execute(again, [(x.numpy() + source.zero_point).astype(np.uint8)])
     with torch.no_grad():
         assert np.array_equal(by_name[node.name](x).numpy(), expected)

@@ -1,5 +1,8 @@
 """Whole networks: chunks do not matter, nothing leaves int32, Python integers agree."""
 
+import io
+import json
+
 import numpy as np
 import pytest
 import python_integers
@@ -52,6 +55,21 @@ def test_survives_serialization():
     images = images_for(graph, 2)
     again = IntegerGraph.from_bytes(graph.to_bytes())
     np.testing.assert_array_equal(run(again, images), run(graph, images))
+
+
+def test_reads_graphs_from_before_part_scales():
+    graph = MAKERS["swin-relu"](np.random.default_rng(5))
+    with np.load(io.BytesIO(graph.to_bytes())) as archive:
+        arrays = dict(archive)
+    header = json.loads(arrays["graph"].tobytes())
+    for spec in (header["input"], *(node["out"] for node in header["nodes"])):
+        del spec["part_scales"]
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**arrays, "graph": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    images = images_for(graph, 2)
+    np.testing.assert_array_equal(
+        run(IntegerGraph.from_bytes(buffer.getvalue()), images), run(graph, images)
+    )
 
 
 def test_no_images():

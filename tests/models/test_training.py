@@ -191,7 +191,7 @@ def test_both_scripts_from_packs_to_card(tmp_path):
 
 
 def test_a_missing_card_is_refused(tmp_path):
-    with pytest.raises(IntswinError, match="no card of none.pth can be read there"):
+    with pytest.raises(IntswinError, match=r"no card of none\.pth can be read there"):
         measure_card(tmp_path / "none.pth", tmp_path / "pack.npz")
 
 
