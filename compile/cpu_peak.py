@@ -1,6 +1,9 @@
 """What this CPU can do at most: int8 multiply-accumulates, and bytes from memory and from cache.
 
-A short C program measures it, compiled for this machine, with as many threads as the network has.
+A short C program measures it, compiled for this machine, with as many threads as the network has:
+what bounds every competitor of a benchmark must not come from our own compiler. `tuner/peak.py` is
+another measurement: what the instructions of the target that is tuned for reach, which need not be
+the best of this CPU, where there may be no C compiler.
 """
 
 from __future__ import annotations
