@@ -28,8 +28,7 @@ def python(*arguments, **settings):
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
-    for target in ("cuda-h100", "cuda-v100"):
-        python("-m", "fake_gpu.tiny", target, folder)
+    python("-m", "fake_gpu.tiny", folder, "cuda-h100", "cuda-a100")
     return folder
 
 
@@ -43,6 +42,7 @@ def test_without_torch(networks):
     run_tests(HERE / "fake_gpu/checks.py", FAKE_GPU_NETWORKS=networks)
 
 
+@pytest.mark.slow
 def test_with_torch():
     """The shorter ones of the tests for a real GPU, so that they are right when there is one."""
     names = "in_torch_out or stream_is_used or own_capture or capture_by or unfit or too_large"

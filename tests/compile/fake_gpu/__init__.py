@@ -11,7 +11,7 @@ Times mean nothing. Torch has its memory, streams and graphs there, but none of 
     python tests/compile/fake_gpu/run.py scripts/check_cuda.py --networks swin_micro --batch 1 ..
 
 Settings, by the environment: FAKE_GPU_CAPABILITY (90), FAKE_GPU_MEMORY (bytes),
-FAKE_GPU_PROCESSORS, FAKE_GPU_DRIVER (13000).
+FAKE_GPU_PROCESSORS, FAKE_GPU_DRIVER (13000), FAKE_GPU_FAULT (a kernel that fails).
 """
 
 from __future__ import annotations

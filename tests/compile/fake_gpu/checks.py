@@ -6,6 +6,7 @@ it, and memory that was not written is not zero: what passes here does not depen
 
 import ctypes
 import os
+import subprocess
 import sys
 from ctypes import byref, c_int, c_void_p
 from pathlib import Path
@@ -99,8 +100,8 @@ def test_arrays(stored, data, cuda_graph):
 
 
 def test_code_of_an_older_gpu_runs_by_its_ptx():
-    network = runtime.load(FOLDER / "cuda-v100.intswin")
-    with np.load(FOLDER / "cuda-v100.npz") as file:
+    network = runtime.load(FOLDER / "cuda-a100.intswin")
+    with np.load(FOLDER / "cuda-a100.npz") as file:
         np.testing.assert_array_equal(network(file["images"]), file["logits"])
 
 
@@ -236,3 +237,25 @@ def test_a_tensor_in_the_cpus_memory(network, data):
     tensor = tvm_runtime.load_runtime().from_dlpack(data[0])
     with pytest.raises(IntswinError, match="in the CPU's memory and the network on GPU 0"):
         network(tensor)
+
+
+def test_a_kernel_that_fails_ends_its_process(data):
+    """CUDA is of no use any more, and says so in every call; nothing waits for ever."""
+    program = f"""
+import numpy as np
+from intswin.compile import runtime
+network = runtime.load({str(FOLDER / "cuda-h100.intswin")!r})
+for _ in range(2):
+    try:
+        network(np.zeros((2, 32, 32, 3), np.uint8))
+    except RuntimeError as error:
+        print("said:", str(error).splitlines()[-1], flush=True)
+"""
+    environment = {**os.environ, "FAKE_GPU_FAULT": "mean_pool_kernel"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    said = [line for line in result.stdout.splitlines() if line.startswith("said:")]
+    assert len(said) == 2
+    assert all("ILLEGAL_ADDRESS" in line for line in said)

@@ -19,6 +19,7 @@ constexpr unsigned kFatbin = 0xBA55ED50;  // its header has 16 bytes
 constexpr size_t kMessage = 4096, kArgument = 8, kDefaultShared = 48 << 10;
 
 struct Function {
+  std::string name;
   int (*entry)(const emu::Launch*, void**);
   unsigned parameters;
   size_t shared = kDefaultShared;
@@ -82,7 +83,7 @@ int find(Module* module, const char* name, Function** function) {
     auto code = (int (*)(const emu::Launch*, void**))dlsym(module->library, entry.c_str());
     auto parameters = (const unsigned*)dlsym(module->library, count.c_str());
     if (!code || !parameters) return cudaErrorSymbolNotFound;
-    found = module->functions.emplace(name, Function{code, *parameters}).first;
+    found = module->functions.emplace(name, Function{name, code, *parameters}).first;
   }
   *function = &found->second;
   return 0;
@@ -95,6 +96,8 @@ int allow_shared(Function* function, size_t bytes) {
 }
 
 static int run(const Function& function, emu::Launch launch, const std::string& values) {
+  const char* fault = getenv("FAKE_GPU_FAULT");
+  if (fault && function.name == fault) return fail("fault in ", fault, cudaErrorIllegalAddress);
   std::vector<std::pair<char*, size_t>> memory;
   device_regions(memory);
   std::vector<emu::Region> regions;

@@ -1,4 +1,4 @@
-"""Compile a tiny Swin for the fake GPU: python -m fake_gpu.tiny TARGET FOLDER."""
+"""Compile a tiny Swin for the fake GPU: python -m fake_gpu.tiny FOLDER TARGET..."""
 
 import sys
 from pathlib import Path
@@ -31,4 +31,5 @@ def main(target_name, folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for name in sys.argv[2:]:
+        main(name, Path(sys.argv[1]))
