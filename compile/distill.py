@@ -35,7 +35,7 @@ from intswin.models.files import check_writable
 from intswin.models.integer_graph import IntegerGraph
 from intswin.models.processes import Processes, join_processes
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
-from intswin.models.replacement import replacement_steps
+from intswin.models.replacement import check_schedule, replacement_steps
 from intswin.models.swin import SWIN_MICRO, create_model, embedded_checkpoint, model_preprocess
 from intswin.models.training_run import write_card
 
@@ -85,6 +85,7 @@ class DistillOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise IntswinError(f"unknown method {self.method!r}; use one of: {', '.join(METHODS)}")
+        check_schedule(self.schedule, self.order)
         if not self.data:
             raise IntswinError("give images to train on: --data PACK.npz or --data FOLDER")
         if self.output.suffix != ".safetensors":

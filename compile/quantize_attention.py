@@ -12,9 +12,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from intswin.compile.quantize_parameters import LN2_STEP
 from intswin.compile.quantize_views import View, elements, is_permutation
 from intswin.models.errors import IntswinError
+from intswin.models.integer_math import LN2_STEP
 
 
 @dataclasses.dataclass

@@ -10,11 +10,9 @@ import math
 import numpy as np
 
 from intswin.models.errors import IntswinError
+from intswin.models.integer_math import BIAS_LIMIT, LN2_STEP, MAX_PRE
 
-MAX_PRE = 24
-LN2_STEP = math.log(2) / 256  # scale of attention scores
 _WEIGHT_LIMIT = 127
-_BIAS_LIMIT = float(2**24)  # keeps a dead channel's bias far from int32's end
 
 
 class ScaleTooFineError(Exception):
@@ -70,7 +68,7 @@ def quantize_weight(
         int8 (N, K) in [-127, 127] and its scales, float64 (N,).
     """
     largest = np.abs(weight).max(axis=1)
-    scale = np.maximum(largest / _WEIGHT_LIMIT, np.abs(bias) / (input_scale * _BIAS_LIMIT))
+    scale = np.maximum(largest / _WEIGHT_LIMIT, np.abs(bias) / (input_scale * BIAS_LIMIT))
     scale = np.where(scale > 0, scale, 1.0)
     quantized = np.rint(weight / scale[:, None])
     return np.clip(quantized, -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8), scale

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intswin.models.errors import IntswinError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FEATURE_LOSSES = ("mse", "cosine")
 PARTS = ("logits", "blocks", "stages", "labels")
@@ -77,25 +81,32 @@ def label_loss(logits: Tensor, targets: Tensor | None) -> Tensor:
     return torch.sum(-targets * F.log_softmax(logits.float(), -1), -1).mean()
 
 
-class BlockDistillation(nn.Module):
+class TaughtLoss(nn.Module):
+    """A loss that holds a frozen teacher: it has no gradients and always evaluates."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the teacher."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+class BlockDistillation(TaughtLoss):
     """Student and teacher run on one batch, and their loss.
 
     `replaced` names the blocks whose outputs are compared; the trainer extends it.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, weights: LossWeights) -> None:
-        super().__init__()
+        super().__init__(teacher)
         self.student, self.weights = student, weights
-        self.teacher = teacher.requires_grad_(False).eval()
         self.replaced: list[str] = []
         stages = getattr(student, "layers", None)
         self.stages = [f"layers.{i}" for i in range(len(stages))] if stages is not None else []
-
-    def train(self, mode: bool = True) -> BlockDistillation:
-        """Set the student's mode; the teacher always evaluates."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Loss of normalised images (N, 3, H, W) with soft labels (N, classes) or None.

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intswin.models.checkpoint import load_checkpoint
-from intswin.models.distill_loss import label_loss, logit_divergence
+from intswin.models.distill_loss import TaughtLoss, label_loss, logit_divergence
 from intswin.models.preprocess import Preprocess
 
 Taught = tuple[Tensor, list[Tensor]]
@@ -75,7 +75,7 @@ class MobileNetTeacher(nn.Module):
         return self.net.forward_head(last), [m.permute(0, 2, 3, 1) for m in (*maps, last)]
 
 
-class Distillation(nn.Module):
+class Distillation(TaughtLoss):
     """The training loss of one student under one frozen teacher.
 
     ``label_rows`` are the student's outputs that stand for the data's classes: all of them, or
@@ -92,9 +92,8 @@ class Distillation(nn.Module):
         map_weight: float,
         temperature: float,
     ) -> None:
-        super().__init__()
+        super().__init__(teacher)
         self.student = SwinStages(student)
-        self.teacher = teacher.requires_grad_(False).eval()
         self.label_weight, self.map_weight = label_weight, map_weight
         self.temperature = temperature
         self.register_buffer("label_rows", torch.tensor(label_rows), persistent=False)
@@ -102,12 +101,6 @@ class Distillation(nn.Module):
             nn.Identity() if own == taught else nn.Linear(own, taught)
             for own, taught in zip(self.student.channels, teacher.channels, strict=True)
         )
-
-    def train(self, mode: bool = True) -> Distillation:
-        """Set the student's mode; the teacher's batch norms stay as they are."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of (N, 3, H, W) images with (N, classes) soft labels.

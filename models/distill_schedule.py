@@ -27,6 +27,9 @@ class TrainOptions:
         minutes: budget in minutes of training (validation and loading are not counted).
         batch_size: images of a step, over all processes and accumulated parts.
         accumulate: parts that one process cuts its share of a batch into.
+        learning_rate: AdamW's peak.
+        weight_decay: AdamW's.
+        ema_decay: a step, of the average of the weights that is the result.
         finish_share: of the budget, after the last replacement.
         plateau_steps: replace the next early when the loss did not fall by 1 % in so many steps;
             0 for never.
@@ -34,6 +37,8 @@ class TrainOptions:
         validate_every: steps between validations.
         save_every: steps between writes of the state.
         report_every: steps between progress lines.
+        seed: of everything random.
+        amp: bfloat16 where autocast thinks it safe.
     """
 
     steps: int | None = None

@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intswin.models.distill_loss import LossWeights, label_loss, logit_divergence
+from intswin.models.distill_loss import LossWeights, TaughtLoss, label_loss, logit_divergence
 from intswin.models.errors import IntswinError
 from intswin.models.fake_quantize_math import (
-    LN2_STEP,
     fixed_point,
     half,
     integer_attention,
@@ -36,6 +35,7 @@ from intswin.models.fake_quantize_math import (
     straight_through,
 )
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
+from intswin.models.integer_math import LN2_STEP
 from intswin.models.preprocess import Preprocess
 
 _PARAMETRIC = (nn.Linear, nn.Conv2d, nn.LayerNorm)
@@ -127,13 +127,12 @@ def _exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class QuantizedDistillation(nn.Module):
+class QuantizedDistillation(TaughtLoss):
     """Loss of the fake-quantized network under the float teacher: KL of classes, cross entropy."""
 
     def __init__(self, student: FakeQuantized, teacher: nn.Module, weights: LossWeights) -> None:
-        super().__init__()
+        super().__init__(teacher)
         self.student, self.weights = student, weights
-        self.teacher = teacher.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """As BlockDistillation, without terms of blocks and stages."""

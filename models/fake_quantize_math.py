@@ -6,15 +6,12 @@ tests compare them.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-MAX_PRE = 24
-LN2_STEP = math.log(2) / 256  # scale of attention scores
-_BIAS_LIMIT = float(2**24)
+from intswin.models.integer_math import BIAS_LIMIT, MAX_PRE
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -46,7 +43,7 @@ def quotient(values: Tensor, divisor: float) -> Tensor:
 def quantize_weight(weight: Tensor, bias: Tensor, input_scale: float) -> Tensor:
     """Float64 scales (N,) of weights (N, K), as compile/quantize_parameters.py chooses them."""
     largest = weight.abs().amax(1)
-    scale = torch.maximum(quotient(largest, 127.0), quotient(bias.abs(), input_scale * _BIAS_LIMIT))
+    scale = torch.maximum(quotient(largest, 127.0), quotient(bias.abs(), input_scale * BIAS_LIMIT))
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

@@ -5,9 +5,14 @@ Arrays hold int32, or int64 in checked mode: there `fits` raises where an int32 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 INT32 = np.iinfo(np.int32)
+MAX_PRE = 24  # the largest first shift of a requantization
+LN2_STEP = math.log(2) / 256  # scale of attention scores
+BIAS_LIMIT = float(2**24)  # steps: keeps a dead channel's bias far from int32's end
 
 
 def fits(x: np.ndarray, what: str) -> np.ndarray:

@@ -28,6 +28,14 @@ def blocks(model: nn.Module) -> list[str]:
     return found
 
 
+def check_schedule(schedule: str, order: str) -> None:
+    """Raise IntswinError when they are not of SCHEDULES and ORDERS."""
+    if schedule not in SCHEDULES:
+        raise IntswinError(f"unknown schedule {schedule!r}; use one of: {', '.join(SCHEDULES)}")
+    if order not in ORDERS:
+        raise IntswinError(f"unknown order {order!r}; use one of: {', '.join(ORDERS)}")
+
+
 def replacement_steps(model: nn.Module, schedule: str, order: str) -> list[list[str]]:
     """Blocks to replace together, in the order of replacement.
 
@@ -39,10 +47,7 @@ def replacement_steps(model: nn.Module, schedule: str, order: str) -> list[list[
     Raises:
         IntswinError: unknown schedule or order.
     """
-    if schedule not in SCHEDULES:
-        raise IntswinError(f"unknown schedule {schedule!r}; use one of: {', '.join(SCHEDULES)}")
-    if order not in ORDERS:
-        raise IntswinError(f"unknown order {order!r}; use one of: {', '.join(ORDERS)}")
+    check_schedule(schedule, order)
     names = blocks(model)
     if schedule == "all-at-once":
         return [names]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intswin.compile import quantize_parameters as parameters
+from intswin.models.integer_math import MAX_PRE
 
 RATIOS = st.floats(2.0**-38, 0.9999)
 
@@ -14,9 +15,9 @@ RATIOS = st.floats(2.0**-38, 0.9999)
 def test_fixed_point_represents_the_ratio(ratio):
     """Section 2: within half a unit of 15 bits, and only tiny ratios use small multipliers."""
     pre, mult = (int(v) for v in parameters.fixed_point(ratio, "x"))
-    assert 0 <= pre <= parameters.MAX_PRE
+    assert 0 <= pre <= MAX_PRE
     assert 0 <= mult < 2**15
-    if pre < parameters.MAX_PRE:
+    if pre < MAX_PRE:
         assert mult >= 2**14
         assert mult / 2 ** (15 + pre) == pytest.approx(ratio, rel=2.0**-14)
     else:

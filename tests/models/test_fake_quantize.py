@@ -186,6 +186,8 @@ def test_training_brings_the_integers_closer_to_the_teacher(network):
         for name, parameter in student.named_parameters():
             if "mlp" in name:
                 parameter.mul_(0.7)
+    objective.train()
+    assert not any(module.training for module in teacher.modules())
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
     losses = []
     for _ in range(15):
