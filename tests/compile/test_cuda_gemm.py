@@ -146,6 +146,20 @@ def test_every_draw_is_a_tile(arch):
         assert tile.shared_bytes <= limit
 
 
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "tile"),
+    [
+        (100352, 96, 288, MmaTile(128, 96, 96, 4, 1, 1, 1)),  # one slice: 82 registers, 5 blocks
+        (25088, 768, 192, MmaTile(128, 96, 128, 4, 1, 1, 2)),  # 161 registers, 3 blocks
+        (49, 3072, 768, MmaTile(16, 32, 256, 1, 1, 4, 5)),  # too few results for the processors
+    ],
+)
+def test_default_tiles(rows, depth, columns, tile):
+    """Of an H100; the comments say how many blocks a multiprocessor has."""
+    shape = CudaGemmShape(90, "mma", rows, columns, depth, "s8", "none", 7, False)
+    assert default_tile(shape) == tile
+
+
 def test_packed_weights_hold_every_element_once():
     weight = np.arange(-127, 128, dtype=np.int8)[:240].reshape(12, 20)
     for layout, size in (("mma", 32 * 32), ("dp4a", 32 * 20)):
