@@ -11,6 +11,8 @@ from image_files import photo, write_pack
 from test_failures import check_failure
 
 from command import run_intswin
+from intswin.compile.distill import DistillOptions
+from intswin.models.errors import IntswinError
 from intswin.models.swin import create_model, embedded_checkpoint
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--report-every", 1, "--device", "cpu", "--no-amp")
@@ -47,6 +49,13 @@ def test_wrong_input(tmp_path, pack):
         tmp_path, *data, "--network", "swin_tiny_patch4_window7_224", "--teacher",
         embedded_checkpoint("gelu"), says="does not fit the network",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["method", "schedule", "order"])
+def test_unknown_choices_are_refused_before_anything_is_read(field):
+    given = {"data": (Path("absent"),), "output": Path("s.safetensors"), field: "random"}
+    with pytest.raises(IntswinError, match=f"unknown {field} 'random'; use one of: "):
+        DistillOptions(**given)
 
 
 def test_data_that_does_not_fit(tmp_path, pack):

@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from distill_program import SMALL, pixels, small_swin, trainer
+from timm.models import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from intswin.models.activation import mlp_activation, mlps
+from intswin.models.augment import normalize
 from intswin.models.distill_data import Batches
-from intswin.models.distill_loss import BlockDistillation, LossWeights, feature_distance
+from intswin.models.distill_loss import (
+    BlockDistillation,
+    LossWeights,
+    feature_distance,
+    outputs_of,
+)
 from intswin.models.distill_schedule import TrainOptions
 from intswin.models.distill_train import accuracy
 from intswin.models.errors import IntswinError
@@ -351,6 +358,25 @@ def test_reconstruction_lowers_each_blocks_error(tmp_path):
     reconstruct(resumed, teacher, data, options, state_path=state, resume=True)
     for name, value in resumed.state_dict().items():
         torch.testing.assert_close(value, kept["student"][name], rtol=0, atol=0)
+
+
+def test_reconstructed_blocks_may_have_layer_scale():
+    torch.manual_seed(0)
+    teacher, student = (
+        VisionTransformer(64, 16, embed_dim=16, depth=1, num_heads=1, init_values=0.3)
+        for _ in range(2)
+    )
+    student.load_state_dict(teacher.state_dict())
+    data = pixels(labeled=False)
+    (error,) = reconstruct(student, teacher, data, ReconstructOptions(steps=1, learning_rate=0.0))
+    images = normalize(data.images, SMALL)
+    with torch.no_grad(), outputs_of(student, ["blocks.0"]) as own:
+        student(images)
+    with torch.no_grad(), outputs_of(teacher, ["blocks.0"]) as taught:
+        teacher(images)
+    exact = taught["blocks.0"]
+    relative = (own["blocks.0"] - exact).square().mean() / exact.var()
+    assert error.after == pytest.approx(relative.item(), rel=1e-4)
 
 
 def test_preprocess_is_the_networks():
