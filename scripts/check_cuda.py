@@ -20,8 +20,8 @@ import os
 import platform
 import shlex
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from intswin.compile import artifact, cuda_check, cuda_driver, runtime
-from intswin.compile.cuda_check import FAILED
+from intswin.compile.cuda_check import FAILED, Comparison
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.preprocess import Preprocess
 
+# Between two comparisons, with the start of CUDA and the reference: a kernel may hang.
+KERNEL_SECONDS, NETWORK_SECONDS = 120.0, 600.0
+MOST_PROCESSES = 6  # for the kernels of an artifact: a new one behind each that fails
 IMAGES = {"swin_micro": 256, "swin_tiny_patch4_window7_224": 8}
 BATCHES = {"swin_micro": 32, "swin_tiny_patch4_window7_224": 8}
 
@@ -58,29 +61,18 @@ def main() -> None:
                 prepare_reference(case, options, say)
         sys.exit(1 if failures else 0)
     rows: list[dict[str, Any]] = []
-    pool = new_pool()
     for case in cases:
-        try:
-            found = pool.submit(check, case, failures.get(case, ""), options, say).result()
-        except BrokenProcessPool as error:
-            found = [{"artifact": case.name, "what": "process", "count": 1, "different": 1}]
-            found[0]["detail"] = f"{FAILED}{error}"
-        rows += found
-        write(rows, options)
-        if any(row["detail"].startswith(FAILED) for row in found):
-            # A kernel that failed leaves CUDA unusable in its process.
-            pool.shutdown(wait=False)
-            pool = new_pool()
-    pool.shutdown()
+        for comparison in check(case, failures.get(case, ""), options, say):
+            rows.append({"artifact": case.name, **dataclasses.asdict(comparison)})
+            if comparison.different:
+                of = f"{comparison.different} of {comparison.count}"
+                say(f"{case.name}: {comparison.what}: {of} DIFFERENT, {comparison.detail}")
+            write(rows, options)
+        say(f"{case.name}: checked")
     Console(width=150).print(table(rows), f"on {device()}")
     wrong = [row for row in rows if row["different"]]
     print(f"{len(rows) - len(wrong)} of {len(rows)} comparisons are bit-exact", flush=True)
     sys.exit(1 if wrong else 0)
-
-
-def new_pool() -> ProcessPoolExecutor:
-    """One process that may die."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def parse() -> argparse.Namespace:
@@ -121,63 +113,101 @@ def prepare_reference(case: ArtifactSpec, options: argparse.Namespace, say: Say)
     say(f"{case.name}: reference of {len(images)} images")
     expected = cuda_check.reference_logits(stored, images, references)
     own = cuda_check.llvm_logits(path, stored, images, references)
-    different = cuda_check.Comparison.of("llvm", own, expected).different
+    different = Comparison.of("llvm", own, expected).different
     say(f"{case.name}: {different} of {expected.size} logits of the CPU build differ")
 
 
 def check(
     case: ArtifactSpec, failure: str, options: argparse.Namespace, say: Say
-) -> list[dict[str, Any]]:
-    """All comparisons of one artifact."""
-    say(f"{case.name}: checking")
-    rows = []
-
-    def add(comparison: cuda_check.Comparison) -> None:
-        rows.append({"artifact": case.name, **dataclasses.asdict(comparison)})
-        if comparison.different:
-            of = f"{comparison.different} of {comparison.count}"
-            say(f"{case.name}: {comparison.what}: {of} DIFFERENT, {comparison.detail}")
-
-    path = case.path(options.artifacts)
+) -> Iterator[Comparison]:
+    """All comparisons of one artifact, each as soon as it is known."""
     if failure:
-        add(cuda_check.Comparison("compilation", 1, 1, failure))
-        return rows
+        yield Comparison("compilation", 1, 1, failure)
+        return
+    count = 0
+    for _ in range(MOST_PROCESSES if options.kernels else 0):
+        failed = False
+        for comparison in in_process(KERNEL_SECONDS, kernels, case, options, count):
+            count += 1
+            failed = comparison.detail.startswith(FAILED)
+            yield comparison
+        if not failed:
+            break
+    yield from in_process(NETWORK_SECONDS, network, case, options, say)
+
+
+def in_process(
+    seconds: float, function: Callable[..., Iterator[Comparison]], *arguments: Any
+) -> Iterator[Comparison]:
+    """What the function yields in a process of its own, which a kernel may end or stop for ever."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_all, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    last: Comparison | None = None
+    try:
+        while receiver.poll(seconds):
+            received = receiver.recv()
+            if received is None:
+                return
+            last = received
+            yield received
+        process.kill()
+        yield Comparison("process", 1, 1, f"{FAILED}no answer in {seconds:.0f} s")
+    except (EOFError, OSError):
+        if last is None or not last.detail.startswith(FAILED):
+            process.join()
+            yield Comparison("process", 1, 1, f"{FAILED}it ended with {process.exitcode}")
+    finally:
+        receiver.close()
+        process.join()
+
+
+def send_all(
+    sender: Connection, function: Callable[..., Iterator[Comparison]], arguments: tuple
+) -> None:
+    """The process of `in_process`; None comes last."""
+    for comparison in function(*arguments):
+        sender.send(comparison)
+    sender.send(None)
+
+
+def kernels(case: ArtifactSpec, options: argparse.Namespace, skip: int) -> Iterator[Comparison]:
+    """Each kernel alone, but for the first `skip`."""
+    stored = artifact.read(case.path(options.artifacts))
+    library = case.kernels_path(options.artifacts).read_bytes()
+    cuda = stored.metadata["target"]["kind"] == "cuda"
+    try:
+        runtime.check_runs_here(stored)
+        runtime.prepare_device(stored.metadata)
+        graph = stored.graph()
+        yield from cuda_check.check_kernels(graph, library, case.batch, cuda, 0, skip)
+    except IntswinError as error:
+        yield Comparison("kernels", 1, 1, str(error))
+
+
+def network(case: ArtifactSpec, options: argparse.Namespace, say: Say) -> Iterator[Comparison]:
+    """The logits, against the reference and against the CPU build."""
+    path = case.path(options.artifacts)
     stored = artifact.read(path)
-    if options.kernels:
-        library = case.kernels_path(options.artifacts).read_bytes()
-        cuda = stored.metadata["target"]["kind"] == "cuda"
-        try:
-            runtime.check_runs_here(stored)
-            runtime.prepare_device(stored.metadata)
-            kernels = cuda_check.check_kernels(stored.graph(), library, case.batch, cuda, 0)
-            count = 0
-            for comparison in kernels:
-                add(comparison)
-                count += 1
-            say(f"{case.name}: {count} kernels checked alone")
-        except IntswinError as error:
-            add(cuda_check.Comparison("kernels", 1, 1, str(error)))
-            return rows
     images = inputs_of(case, stored.metadata, options)
     references = cuda_check.References(options.reference)
     try:
         logits = runtime.load(path).logits(images)
     except Exception as error:
-        reason = FAILED + str(error).strip().splitlines()[-1]
-        add(cuda_check.Comparison("network", 1, 1, reason))
-        return rows
+        yield Comparison("network", 1, 1, FAILED + str(error).strip().splitlines()[-1])
+        return
     say(f"{case.name}: {len(images)} images ran")
     expected = cuda_check.reference_logits(stored, images, references)
-    add(cuda_check.Comparison.of(f"{len(images)} images, reference", logits, expected))
+    yield Comparison.of(f"{len(images)} images, reference", logits, expected)
     cpu_path = dataclasses.replace(case, target="llvm").path(options.artifacts)
     cpu = artifact.read(cpu_path)
     if cpu.graph_bytes != stored.graph_bytes:
         say(f"{case.name}: the CPU's artifact is of another calibration, so not compared")
     else:
         own = cuda_check.llvm_logits(cpu_path, cpu, images, references)
-        add(cuda_check.Comparison.of(f"{len(images)} images, llvm", logits, own))
-    say(f"{case.name}: logits compared")
-    return rows
+        yield Comparison.of(f"{len(images)} images, llvm", logits, own)
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
