@@ -216,11 +216,11 @@ class CudaNetwork(Network):
                 instrumented(self._machine, _keeper(self._kept)),
             ):
                 logits = self._main(tensor)
+                self._order.wait()  # calls before this one may still use what the graph was given
             self._kept.append(logits)
             return logits
 
     def _capture(self, tensor: Any, like: Any) -> CapturedCall:
-        self._order.wait()
         self._launch(tensor, self._stream)  # loads the kernels, and fills the pool
         self._cuda.synchronize(self._stream)
         kept: list[Any] = [tensor]
@@ -231,6 +231,7 @@ class CudaNetwork(Network):
         ):
             logits = self._main(tensor)
             graph = finish()
+        self._order.wait()  # calls of other threads may still use what the graph was given
         kept.append(logits)
         return CapturedCall(like, exported(logits, like), self, graph, kept)
 

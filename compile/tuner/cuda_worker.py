@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,11 +130,12 @@ def _process_ends_with_its_context() -> Iterator[None]:
         yield
     except WrongResultError:
         raise
-    except Exception:
+    except Exception as error:
         cuda, stream = _stream()
         try:
             cuda.synchronize(stream)
             cuda.synchronize(0)
         except CudaError:
+            print(str(error).strip().splitlines()[-1], file=sys.stderr, flush=True)
             os._exit(1)
         raise
