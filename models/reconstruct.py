@@ -77,8 +77,8 @@ def reconstruct(
     if resume:
         errors = _load(student, state_path, names, drop_fc1_bias)
     count = len(pixels.images)
-    fewer = max(1, count // 2)
-    advice = f"out of memory with {count} images; pass --limit {fewer} (1024 are enough)"
+    fewer = 1024 if count > 1024 else max(1, count // 2)
+    advice = f"out of memory with {count} images; pass --limit {fewer}"
     for index, name in enumerate(names):
         if index < len(errors):
             continue
