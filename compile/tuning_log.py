@@ -42,6 +42,8 @@ FINGERPRINT = "fingerprint.json"
 # Folders, separated like PATH, that replace the places where logs are looked for.
 FOLDERS_VARIABLE = "INTSWIN_TUNING_LOGS"
 
+_SHIFT = 12  # of a LayerNorm, in workloads
+
 _log = logging.getLogger("intswin")
 
 
@@ -94,7 +96,7 @@ def apply_tuned_schedules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
             continue
         workload = workload_module(func)
         for log in logs:
-            tuned = _best_kernel(log, workload, target)
+            tuned = _best_kernel(log, workload, func, target)
             if tuned is not None:
                 scheduled[gvar] = tuned.with_attr("tirx.is_scheduled", True)
                 break
@@ -114,8 +116,15 @@ def is_tunable(func: tirx.PrimFunc) -> bool:
 
 
 def workload_module(func: tirx.PrimFunc) -> tvm.IRModule:
-    """The kernel alone, as it is tuned, hashed and stored."""
-    return tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    """The kernel alone, as it is tuned, hashed and stored.
+
+    The shift of a LayerNorm for CUDA depends on the layer's weights, its speed does not: it is the
+    same one in all workloads, so that a record serves every layer and every training of a network.
+    """
+    attrs: dict[str, int | str] = {"global_symbol": "main"}
+    if "intswin.shift" in func.attrs:
+        attrs["intswin.shift"] = _SHIFT
+    return tvm.IRModule({"main": func.with_attr(attrs)})
 
 
 def workload_hash(workload: tvm.IRModule) -> str:
@@ -204,25 +213,27 @@ def _usable_log(state: tuple[tuple[str, int, int], ...], target: str) -> Log | N
     return log
 
 
-def _best_kernel(log: Log, workload: tvm.IRModule, target: Target) -> tirx.PrimFunc | None:
-    """`workload` by its fastest record, None when there is none that applies."""
+def _best_kernel(
+    log: Log, workload: tvm.IRModule, func: tirx.PrimFunc, target: Target
+) -> tirx.PrimFunc | None:
+    """`func` by the fastest record of its workload, None when there is none that applies."""
     key = workload_hash(workload)
     records = log.records.get(key, [])
     stored = next((w[1] for w in log.workloads if w and w[0] == key), None)
     if not records or not _is_equal(stored, workload):
         return None
     for record in records:
-        schedule = s_tir.Schedule(workload)
+        schedule = s_tir.Schedule(func.with_attr("global_symbol", "main"))
         try:
             s_tir.schedule.Trace.apply_json_to_schedule(record.trace, schedule)
-            func = schedule.mod["main"]
+            tuned = schedule.mod["main"]
             if is_cuda(target):  # the trace decides on a tile, and the kernel is written for it
-                func = cuda_kernels.kernel(func, target)
+                tuned = cuda_kernels.kernel(tuned, target)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1:]
             _log.warning("a record of workload %s does not apply: %s", key, *reason or [""])
             continue
-        return func.without_attr("global_symbol")
+        return tuned.without_attr("global_symbol")
     return None
 
 

@@ -52,7 +52,7 @@ def extract_tasks(modules: Iterable[tuple[tvm.IRModule, int]], target: Target) -
             key = tuning_log.workload_hash(workload)
             if key not in tasks:
                 shape = space.shape_of(workload, target)
-                tasks[key] = Task(key, workload, KernelSpec.of(func, target), shape)
+                tasks[key] = Task(key, workload, KernelSpec.of(workload["main"], target), shape)
             tasks[key].calls += calls[gvar.name_hint] / batch
     return list(tasks.values())
 

@@ -12,6 +12,8 @@ from tvm_ffi import structural_equal
 import graphs
 from cuda_emulator import emulate
 from intswin.compile import tune, tuning_log
+from intswin.compile.schedules import cuda_layer_norm
+from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.targets import get_target
 from intswin.compile.tuner import machines as machines_module
 from intswin.compile.tuner import space
@@ -76,6 +78,11 @@ def fake(monkeypatch):
     return found
 
 
+def prim_func(mod):
+    (func,) = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
+    return func
+
+
 def run(folder, case, target, trials):
     tasks = extract_tasks([(emit_operator(case, 2, target), 2)], target)
     store = Store(folder, target)
@@ -106,10 +113,11 @@ def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, cas
     (records,) = log.records.values()
     best = tune.tile_of_trace(records[0].trace, target)
     assert best != space.default_tile(task.shape)
-    expected = space.finished(space.decide(task.module, target, best), target)["main"]
+    mod = emit_operator(case, 2, target)
+    described = tvm.IRModule({"main": prim_func(mod).with_attr("global_symbol", "main")})
+    expected = space.finished(space.decide(described, target, best), target)["main"]
     monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(tmp_path))
-    tuned = tuning_log.apply_tuned_schedules(emit_operator(case, 2, target), target)
-    (kernel,) = [f for f in tuned.functions.values() if isinstance(f, tirx.PrimFunc)]
+    kernel = prim_func(tuning_log.apply_tuned_schedules(mod, target))
     assert "tirx.is_scheduled" in kernel.attrs
     assert structural_equal(kernel.body, expected.body, map_free_vars=True)
     # It goes on where it stopped: the journal is read, in the target's own kinds of tiles.
@@ -125,8 +133,7 @@ def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, cas
 def test_random_problems_fit_what_the_kernel_computes(target, form):
     """The description of the kernel, run on the CPU, gives what the reference expects."""
     mod = emit_operator(FORMS[form], 3, target)
-    (func,) = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
-    workload = tuning_log.workload_module(func)
+    workload = tuning_log.workload_module(prim_func(mod))
     spec = KernelSpec.of(workload["main"], target)
     library = tvm.tirx.build(workload, tvm.target.Target("llvm"))
     out = tvm.runtime.empty(*spec.arguments[-1])
@@ -157,6 +164,25 @@ def test_random_problems_of_other_operators(target, form):
         assert len(np.unique(actual)) > 30
 
 
+def test_a_record_serves_every_shift(tmp_path, monkeypatch):
+    """Layers that differ in it alone are one task; each gets a kernel with its own shift."""
+    tasks = extract_tasks([(emit_operator(LAYER_NORM, 2, V100), 2)], V100)
+    store = Store(tmp_path / "cuda-v100", V100)
+    tile = LayerNormTile(lanes=32, warps=1)
+    store.add_record(tasks[0], space.decide(tasks[0].module, V100, tile), 1e-6)
+    store.close()
+    monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(tmp_path))
+    other = graphs.random_layer_norm(RNG, 49, 96)
+    other.node.attrs["shift"] += 3
+    mod = emit_operator(other, 2, V100)
+    assert [task.key for task in extract_tasks([(mod, 2)], V100)] == [tasks[0].key]
+    kernel = prim_func(tuning_log.apply_tuned_schedules(mod, V100))
+    shape = cuda_layer_norm.shape_of(prim_func(mod), V100)
+    assert shape.shift == other.node.attrs["shift"]
+    expected = cuda_layer_norm.layer_norm_kernel(shape, tile)
+    assert structural_equal(kernel.body, expected.body, map_free_vars=True)
+
+
 def test_problems_of_many_images_are_a_sample():
     (task,) = extract_tasks([(emit_operator(LAYER_NORM, 500, H100), 500)], H100)
     problem = random_problem(task.spec, np.random.default_rng(0))
@@ -168,8 +194,7 @@ def test_problems_of_many_images_are_a_sample():
 
 def test_rows_of_large_problems_are_a_sample():
     mod = emit_operator(CASE, 60, H100)
-    (func,) = [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc)]
-    spec = KernelSpec.of(func.with_attr("global_symbol", "main"), H100)
+    spec = KernelSpec.of(prim_func(mod), H100)
     rows = random_problem(spec, np.random.default_rng(0)).rows
     assert len(rows) == len(set(rows)) == 1024
     assert (rows[0], rows[-1]) == (0, 60 * 49 - 1)
