@@ -73,9 +73,20 @@ def _table(done: list[dict[str, Any]], rows: list[str]) -> str:
         own = [fields for fields in done if fields["row"] == row]
         cells = [_mean_and_spread([f[c] for f in own if c in f]) for c in COLUMNS]
         lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
-    run = done[0]["run"]
-    where = f"{run['device']}, torch {run['torch']}, {run['date']}"
-    return "\n".join(lines) + f"\n\nMean over seeds ± standard deviation. {where}.\n"
+    return "\n".join(lines) + f"\n\nMean over seeds ± standard deviation. {_where(done)}.\n"
+
+
+def _where(done: list[dict[str, Any]]) -> str:
+    """On what the rows were made; which ones, if not all on the same."""
+    machines: dict[str, list[str]] = {}
+    for fields in done:
+        run = fields["run"]
+        rows = machines.setdefault(f"{run['device']}, torch {run['torch']}, {run['date']}", [])
+        if fields["row"] not in rows:
+            rows.append(fields["row"])
+    if len(machines) == 1:
+        return next(iter(machines))
+    return "; ".join(f"{machine}: {', '.join(rows)}" for machine, rows in machines.items())
 
 
 def _plot(done: list[dict[str, Any]], rows: list[str], path: Path) -> None:
