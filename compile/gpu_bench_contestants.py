@@ -54,16 +54,19 @@ def ours_launched(network: str, target: str, batch: int, folder: Path) -> Contes
     return Contestant("ours-relu-launches", "int8 ReLU (ours), no CUDA graph", build)
 
 
-def torch_fp16(network: str, batch: int, modes: list[str]) -> Iterator[Contestant]:
-    """PyTorch's form of the network, with GELU and with ReLU; the modes in the given order.
+def torch_fp16(
+    network: str, batch: int, modes: list[str], activations: list[str]
+) -> Iterator[Contestant]:
+    """PyTorch's forms of the network; the modes in the given order.
 
     Args:
         network: of timm.
         batch: images.
         modes: some of "eager", "graph", "reduce-overhead" and "max-autotune".
+        activations: some of "gelu" and "relu".
     """
     for mode in modes:
-        for activation in ("gelu", "relu"):
+        for activation in activations:
             label = {"eager": "eager", "graph": "eager in a CUDA graph"}.get(
                 mode, f"torch.compile {mode}"
             )

@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     add("--cases", default=default, help="network:batch, separated by commas, in this order")
     add("--activations", default="relu,igelu,shiftgelu", help="of our networks")
     add("--torch", default="eager,graph,reduce-overhead,max-autotune", help="modes, or nothing")
+    add("--torch-activations", default="gelu,relu", help="of PyTorch's networks")
     add("--target", default="cuda-h100")
     add("--artifacts", type=Path, default=Path("out/gpu"), help="folder of artifacts")
     add("--prepare", action="store_true", help="compile the artifacts, measure nothing")
@@ -90,7 +91,7 @@ def run_case(
     contestants = [who.ours(network, name, target, batch, folder) for name in activations]
     contestants.append(who.ours_launched(network, target, batch, folder))
     modes = [mode for mode in options.torch.split(",") if mode]
-    contestants += who.torch_fp16(network, batch, modes)
+    contestants += who.torch_fp16(network, batch, modes, options.torch_activations.split(","))
     say(f"{network} batch {batch}: building")
     clock = who.torch_clock(torch.cuda.Stream())
     rows = gpu_bench.race(contestants, batch, clock, deadline, MEASURE_SECONDS, say)
