@@ -71,7 +71,7 @@ def build_missing(
         specs: what is needed.
         folder: made if missing.
         kernels: also make the libraries of single kernels.
-        jobs: processes; 0 compiles in this one.
+        jobs: processes; 0: what is missing stays so.
         say: is given a line for each.
         seconds: for all together, after which the processes end.
 
@@ -97,7 +97,7 @@ def build_missing(
 
     if jobs == 0:
         for spec in missing:
-            note(spec, _build(spec, folder, kernels, threads=0))
+            note(spec, "it is not there, and --jobs 0 compiles nothing")
     elif missing:
         say(f"compiling {len(missing)} artifacts in {min(jobs, len(missing))} processes")
         threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -123,8 +123,7 @@ def build_missing(
 def _build(spec: ArtifactSpec, folder: Path, kernels: bool, threads: int) -> float | str:
     """Compile one; seconds, or why it failed."""
     start = time.monotonic()
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = os.environ["TVM_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["TVM_NUM_THREADS"] = str(threads)
     try:
         _compile(spec, folder, kernels)
     except IntswinError as error:

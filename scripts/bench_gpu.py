@@ -71,7 +71,9 @@ def parse() -> argparse.Namespace:
     add("--artifacts", type=Path, default=Path("out/gpu"), help="folder of artifacts")
     add("--prepare", action="store_true", help="compile the artifacts, measure nothing")
     add("--build-minutes", type=float, default=10.0, help="limit of compiling")
-    add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: none")
+    add(
+        "--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: compile nothing"
+    )
     add("--profile", action="store_true", help="also time every kernel of our ReLU network")
     add("--json", type=Path, default=Path("docs/results/bench_gpu.json"))
     return parser.parse_args()

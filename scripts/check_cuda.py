@@ -90,7 +90,9 @@ def parse() -> argparse.Namespace:
     add("--images", type=int, help="default: 256 for swin_micro, 8 for swin_tiny")
     add("--no-kernels", dest="kernels", action="store_false", help="networks only")
     add("--build-minutes", type=float, default=10.0, help="limit of compiling")
-    add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: none")
+    add(
+        "--jobs", type=int, default=min(8, os.cpu_count() or 1), help="builders; 0: compile nothing"
+    )
     add("--json", type=Path, default=Path("out/gpu/check.json"))
     options = parser.parse_args()
     options.reference = options.reference or options.artifacts / "reference.npz"
