@@ -204,6 +204,9 @@ def network(case: ArtifactSpec, options: argparse.Namespace, say: Say) -> Iterat
     expected = cuda_check.reference_logits(stored, images, references)
     yield Comparison.of(f"{len(images)} images, reference", logits, expected)
     cpu_path = dataclasses.replace(case, target="llvm").path(options.artifacts)
+    if not cpu_path.exists():
+        say(f"{case.name}: there is no artifact for the CPU, so it is not compared")
+        return
     cpu = artifact.read(cpu_path)
     if cpu.graph_bytes != stored.graph_bytes:
         say(f"{case.name}: the CPU's artifact is of another calibration, so not compared")
