@@ -113,9 +113,10 @@ def write_readme(folder: Path, target: str) -> None:
     (folder / "README.md").write_text(
         f"""# Tuning log of {folder.name}
 
-- Networks: {", ".join(NETWORKS)}; ReLU and i-GELU; batch 1 and 8; target `{target}`.
+- Networks: {", ".join(NETWORKS)}; ReLU, i-GELU and i-GELU in a kernel of its own; \
+batch 1 and 8; target `{target}`.
 - CPU: {host_cpu.cpu_name()} ({get_target("llvm").attrs["mcpu"]}), {host_cpu.usable_cores()} cores.
-- Date: {date}. Command: `{command}`.
+- Date: {date}. Last command, which went on where earlier ones had stopped: `{command}`.
 - Versions: apache-tvm {tvm.__version__}, apache-tvm-ffi {tvm_ffi.__version__}, \
 Python {platform.python_version()}.
 - {trials} trials; {len(log.records)} kernels are faster than by default, with {kept} records.
