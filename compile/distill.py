@@ -1,6 +1,6 @@
 """`intswin distill`: a float GELU network becomes a ReLU network, as told on the command line.
 
-Teacher and student are made here, trained by `models/distill_train.py` or `models/reconstruct.py`,
+Teacher and student are made here, trained by `models/distill.py` or `models/reconstruct.py`,
 finished by quantization-aware training if asked, and stored with a card. The networks' activations,
 the data and the files are checked before anything is computed.
 """
@@ -28,7 +28,7 @@ from intswin.models.checkpoint import load_checkpoint, save_checkpoint
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill_train import DistillTrainer, accuracy
+from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import check_writable

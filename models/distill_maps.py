@@ -9,7 +9,7 @@ guidance, Li et al., arXiv 2207.10026). So two teachers share one loss:
   16 and 32, through linear layers that are dropped afterwards;
 - the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no layer.
 
-This trains the embedded float networks; `distill_train` turns GELU into ReLU iteratively.
+This trains the embedded float networks; `distill.py` turns GELU into ReLU iteratively.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from intswin.models.checkpoint import read_state_dict, save_checkpoint
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill_train import DistillTrainer, accuracy
+from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import write_file

@@ -25,7 +25,7 @@ from intswin.models.distill_loss import (
     outputs_of,
 )
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill_train import accuracy
+from intswin.models.distill import accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import replacement_steps
