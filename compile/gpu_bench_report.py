@@ -1,20 +1,21 @@
-"""The report of the GPU benchmark: one table, a bar chart, and JSON."""
+"""The report of the GPU benchmark: one table, a bar chart for each case, and JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.table import Table
 
-from intswin.compile.bench_report import figure_bytes
+from intswin.compile.bench_report import OTHERS, OURS, figure_bytes
 from intswin.models.files import write_file
 
-_OURS = ("#0b3954", "#2a6f97", "#61a5c2", "#89c2d9", "#a9d6e5", "#c9e4ef")
-_TORCH = ("#7f2d1f", "#9c3d2a", "#c8553d", "#d97b5f", "#e29578", "#ecb39c", "#f0c6b2", "#f6ddd0")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PANELS = 2  # side by side
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -53,30 +54,38 @@ def write(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def chart(result: dict[str, Any]) -> bytes:
-    """PNG: a group of bars for each network and batch, milliseconds on a logarithmic axis."""
-    labels, cases = _labels(result), result["cases"]
-    ours = [name for name in labels if name.startswith("ours")]
-    colors = dict(zip(ours, _OURS, strict=False))
-    colors |= dict(zip([name for name in labels if name not in ours], _TORCH, strict=False))
-    width = 0.86 / len(labels)
-    with figure_bytes(2.5 + 2.6 * len(cases), 5.2) as (figure, png):
-        axes = figure.subplots()
-        for place, (name, label) in enumerate(labels.items()):
-            heights = [case["rows"].get(name, {}).get("median_ms", np.nan) for case in cases]
-            left = np.arange(len(cases)) - 0.43 + width * (place + 0.5)
-            axes.bar(left, heights, width, label=label, color=colors.get(name, "#999999"))
-        axes.set_yscale("log")
-        axes.set_ylabel("ms a batch (median)")
-        axes.set_xticks(
-            range(len(cases)),
-            [f"{_short(case['network'])}\nbatch {case['batch']}" for case in cases],
-        )
-        axes.set_title(f"{result['device']}, driver for CUDA {result['driver']}", fontsize=10)
-        axes.grid(axis="y", which="both", linewidth=0.3, color="#cccccc")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """PNG: a panel for each network and batch, a bar of images a second for each contestant."""
+    panels = []
+    for case in result["cases"]:
+        rows = [(name, row) for name, row in case["rows"].items() if "median_ms" in row]
+        if rows:
+            panels.append((case, sorted(rows, key=lambda item: item[1]["median_ms"])))
+    lines = -(-len(panels) // _PANELS)
+    most = max(len(rows) for _, rows in panels)
+    size = 9 * min(_PANELS, len(panels)), 0.6 + lines * (0.9 + 0.28 * most)
+    with figure_bytes(*size) as (figure, png):
+        grid = figure.subplots(lines, min(_PANELS, len(panels)), squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.axis("off")
+        for axes, (case, rows) in zip(grid.flat, panels, strict=False):
+            _draw(axes, case, rows)
+        figure.suptitle(f"{result['device']}, driver for CUDA {result['driver']}", fontsize=11)
     return png.getvalue()
+
+
+def _draw(axes: Axes, case: dict[str, Any], rows: list[tuple[str, dict[str, Any]]]) -> None:
+    speeds = [1e3 * case["batch"] / row["median_ms"] for _, row in rows]
+    colors = [OURS if name.startswith("ours") else OTHERS for name, _ in rows]
+    axes.barh(range(len(rows)), speeds, color=colors)
+    for place, ((_, row), speed) in enumerate(zip(rows, speeds, strict=True)):
+        text = f"{speed:.0f}  ({row['median_ms']:.3f} ms, {row['ratio']:.2f}x)"
+        axes.text(speed + 0.015 * speeds[0], place, text, va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [row["label"] for _, row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 2.1 * speeds[0])
+    axes.set_xlabel("images a second (median ms a batch, times ours ReLU)")
+    axes.set_title(f"{_short(case['network'])}, batch {case['batch']}", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _labels(result: dict[str, Any]) -> dict[str, str]:

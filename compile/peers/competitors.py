@@ -29,6 +29,7 @@ _FORMS = [
 ]
 _ACTIVATION_LABELS = {
     "relu": "ReLU",
+    "relu-untuned": "ReLU, default schedules",
     "gelu": "GELU",
     "igelu": "i-GELU",
     "igelu-unfused": "i-GELU, a kernel of its own",
@@ -37,7 +38,7 @@ _ACTIVATION_LABELS = {
 
 OURS = [
     Competitor(f"ours-{name}", f"intswin {_ACTIVATION_LABELS[name]}", f"{_PEERS}.ours", "", name)
-    for name in ("relu", "igelu", "igelu-unfused", "shiftgelu")
+    for name in ("relu", "relu-untuned", "igelu", "igelu-unfused", "shiftgelu")
 ]
 PEERS = [
     Competitor(

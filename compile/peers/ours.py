@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Turns for which a thread of TVM's pool looks for work before it sleeps: about 12 ms. By default
 # they are ten times as many, so that our pools would spin on into the next competitor's burst.
 _SPINS = 30_000
+UNTUNED = "relu-untuned"
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -42,11 +44,14 @@ def prepare(task: Task) -> dict[str, Any]:
             return known
     from intswin.compile.pipeline import CompileOptions, compile_network  # noqa: PLC0415
     from intswin.compile.separate_gelu import SEPARATE, compile_separate  # noqa: PLC0415
+    from intswin.compile.tuning_log import FOLDERS_VARIABLE  # noqa: PLC0415
 
     name = task.competitor.activation
+    if name == UNTUNED:
+        os.environ[FOLDERS_VARIABLE] = ""
     options = CompileOptions(
         network=task.network,
-        activation=SEPARATE.get(name, name),
+        activation="relu" if name == UNTUNED else SEPARATE.get(name, name),
         batch=task.batch,
         seed=SEED,
     )

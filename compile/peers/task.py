@@ -35,7 +35,7 @@ class Competitor:
         module: Python module with environment, prepare and load.
         variant: which of the module's forms.
         activation: of the MLPs: "relu" or "gelu", or ours: "relu", "igelu", "shiftgelu",
-            "igelu-unfused" (compile/separate_gelu.py).
+            "igelu-unfused" (compile/separate_gelu.py), "relu-untuned" (default schedules).
         packages: distributions that it needs.
     """
 
@@ -49,7 +49,7 @@ class Competitor:
     @property
     def float_activation(self) -> str:
         """Activation of the float network that it approximates."""
-        return "relu" if self.activation == "relu" else "gelu"
+        return "relu" if self.activation.startswith("relu") else "gelu"
 
 
 @dataclass(frozen=True)
