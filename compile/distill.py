@@ -25,10 +25,10 @@ from torch import nn
 from intswin.models.activation import mlps
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
+from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import check_writable

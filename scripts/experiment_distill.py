@@ -33,10 +33,10 @@ from intswin.models import integer_reference
 from intswin.models.activation import replace_activation
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import read_state_dict, save_checkpoint
+from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.fake_quantize import FakeQuantized, QuantizedDistillation
 from intswin.models.files import write_file

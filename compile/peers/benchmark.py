@@ -144,9 +144,9 @@ def _kernel_times(tasks: Sequence[Task]) -> list[list[operator_profile.KernelTim
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(process.served(task))[0] for task in tasks]
         for _ in range(PROFILE_TURNS):
-            for worker, own in zip(workers, runs, strict=True):
+            for worker, times in zip(workers, runs, strict=True):
                 request = {"do": "kernels", "calls": PROFILE_CALLS}
-                own += worker.ask(request, coordinator.BURST_TIMEOUT)["kernels"]
+                times.extend(worker.ask(request, coordinator.BURST_TIMEOUT)["kernels"])
                 time.sleep(coordinator.PAUSE)
     return runs
 

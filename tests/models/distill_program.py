@@ -14,10 +14,10 @@ from timm.models import SwinTransformer
 
 from intswin.models.augment import Augment
 from intswin.models.data import ImageSet
+from intswin.models.distill import DistillTrainer
 from intswin.models.distill_data import Batches, Pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill import DistillTrainer
 from intswin.models.preprocess import Preprocess
 from intswin.models.processes import join_processes
 from intswin.models.replacement import replacement_steps

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from intswin.models.activation import mlp_activation, mlps
 from intswin.models.augment import normalize
+from intswin.models.distill import accuracy
 from intswin.models.distill_data import Batches
 from intswin.models.distill_loss import (
     BlockDistillation,
@@ -25,7 +26,6 @@ from intswin.models.distill_loss import (
     outputs_of,
 )
 from intswin.models.distill_schedule import TrainOptions
-from intswin.models.distill import accuracy
 from intswin.models.errors import IntswinError
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import replacement_steps
