@@ -83,7 +83,7 @@ def _stock(task: Task, tiles: list[space.Tile], target: Target) -> dict[str, Any
     config = ms.runner.EvaluatorConfig(number=1, repeat=15, min_repeat_ms=1)
     runner = ms.runner.LocalRunner(timeout_sec=RUN_SECONDS, evaluator_config=config)
     arguments = ms.arg_info.ArgInfo.from_prim_func(task.module["main"])
-    futures = runner.run([ms.runner.RunnerInput(path, "llvm", arguments) for path in paths])
+    futures = runner.run([ms.runner.RunnerInput(path, "cpu", arguments) for path in paths])
     measured = [future.result().run_secs for future in futures]
     count = sum(seconds is not None for seconds in measured)
     row = _row(start, middle, len(tiles), len(paths), count)

@@ -1,13 +1,15 @@
 """Tune the networks whose logs are in the repository, unattended, within a given time.
 
     python scripts/tune_cpu.py --minutes 12
+    python scripts/tune_cpu.py --in-network llvm
     python scripts/tune_cpu.py --check
 
 It tunes swin_micro and swin_tiny with ReLU and i-GELU at batch 1 and 8, for this CPU and for
 x86-64-v3, and the GEMMs before an i-GELU in a kernel of its own, which bench_cpu.py compares with,
 into tuning_logs/, and writes each folder's README. Killed or out of time, it goes on
 where it stopped when it is run again. Nothing else should run on the machine meanwhile. With
---check it compiles all of these networks with the logs and compares them with the NumPy reference.
+--check it compiles all of these networks with the logs and compares them with the NumPy reference;
+with --in-network it drops the records of a target that do not make a kernel faster in its networks.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from intswin.compile.emit import emit
 from intswin.compile.separate_gelu import emit_separate
 from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
+from intswin.compile.tuner import in_network
+from intswin.compile.tuner.store import Store
 from intswin.models import integer_reference
 from intswin.models.errors import run_script
 from intswin.models.integer_graph import IntegerGraph
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=96, help="of each kernel, at most")
     parser.add_argument("--logs", type=Path, default=Path(__file__).parents[1] / "tuning_logs")
     parser.add_argument("--check", action="store_true", help="tune nothing, check the networks")
+    parser.add_argument("--in-network", choices=TARGETS, help="tune nothing, drop records")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     console = Console(highlight=False)
@@ -68,6 +73,10 @@ def main() -> None:
     networks = read_networks(job, console)
     if options.check:
         sys.exit(0 if check(networks, job.batches, options.logs) else 1)
+    if options.in_network:
+        folder = drop_slower(networks, job.batches, options.in_network, options.logs)
+        write_readme(folder, options.in_network)
+        return
     for target, share in TARGETS.items():
         hours = max(0.0, share * (end - time.monotonic()) / 3600)
         console.print(f"tuning for {target}")
@@ -101,6 +110,35 @@ def check(networks: list[IntegerGraph], batches: tuple[int, ...], logs: Path) ->
             verdict = "bit-exact" if equal else "DIFFERENT"
             print(f"{label} {target_name} batch {batch}: {changed} tuned kernels, {verdict}")
     return exact
+
+
+def drop_slower(
+    networks: list[IntegerGraph], batches: tuple[int, ...], target_name: str, logs: Path
+) -> Path:
+    """Drop the records that are not faster than the default inside the networks; the log."""
+    target = get_target(target_name)
+    seconds: dict[str, tuple[float, float]] = {}
+    for (graph, name), batch in itertools.product(zip(networks, NAMES, strict=True), batches):
+        found = in_network.compare(graph, batch, target, logs)
+        default, tuned = (sum(column) for column in zip(*found.values(), strict=True))
+        milliseconds = f"{1e3 * default:.2f} ms by default, {1e3 * tuned:.2f} ms tuned"
+        print(f"{name} batch {batch}: GEMMs {milliseconds}")
+        for key, (before, after) in found.items():
+            old = seconds.get(key, (0.0, 0.0))
+            seconds[key] = (old[0] + before, old[1] + after)
+    folder = logs / tuning_log.log_name(target)
+    store = Store(folder, target)
+    slower = {
+        key: (1e3 * before, 1e3 * after)
+        for key, (before, after) in seconds.items()
+        if after >= before and key in store.log.records
+    }
+    store.forget(slower)
+    store.close()
+    lost = sum(after - before for before, after in slower.values())
+    count = f"{len(slower)} of {len(store.log.records)} kernels"
+    print(f"dropped the records of {count}; they cost {lost:.2f} ms")
+    return folder
 
 
 def write_readme(folder: Path, target: str) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ class Store:
         kept = [line for i in sorted(best) for _, line in sorted(best[i])[:BEST_RECORDS]]
         if kept:
             write_file(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Drop all records of some workloads; their trials stay, so that none is made again."""
+        indices = {self._indices[key] for key in keys if key in self._indices}
+        path = self.folder / tuning_log.RECORDS
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)[0] not in indices]
+        write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
     def _check_fingerprint(self, move_aside: bool) -> None:
         wanted = tuning_log.fingerprint(self._target)
