@@ -127,6 +127,17 @@ def test_broken_workload_keeps_the_others(logs):
     assert sorted(func is None for func in tuned_kernels().values()) == [False, True]
 
 
+def test_forgotten_records(logs):
+    (forgotten, _), *others = tuning_log.read_log(logs / NAME).records.items()
+    store = Store(logs / NAME, TARGET)
+    store.forget([forgotten])
+    store.close()
+    log = tuning_log.read_log(logs / NAME)
+    assert not log.broken
+    assert list(log.records.items()) == others
+    assert sorted(func is None for func in tuned_kernels().values()) == [False, True]
+
+
 def test_record_that_does_not_apply_falls_back(logs, caplog):
     path = logs / NAME / tuning_log.RECORDS
     path.write_text("\n".join(record_lines(logs)).replace('"acc"', '"no such block"'))
