@@ -222,8 +222,10 @@ def _best_kernel(
     stored = next((w[1] for w in log.workloads if w and w[0] == key), None)
     if not records or not _is_equal(stored, workload):
         return None
+    # A schedule changes nodes in place that nobody else refers to: `func` has to stay as it is.
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     for record in records:
-        schedule = s_tir.Schedule(func.with_attr("global_symbol", "main"))
+        schedule = s_tir.Schedule(module)
         try:
             s_tir.schedule.Trace.apply_json_to_schedule(record.trace, schedule)
             tuned = schedule.mod["main"]

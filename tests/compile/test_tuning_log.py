@@ -99,6 +99,13 @@ def test_same_log_same_schedule(logs):
     assert all(structural_equal(first[name], second[name]) for name in CASES)
 
 
+def test_what_was_emitted_is_left_alone(logs):
+    for case in CASES.values():
+        mod = emit_operator(case, 1, TARGET)
+        tuning_log.apply_tuned_schedules(mod, TARGET)
+        assert structural_equal(mod, emit_operator(case, 1, TARGET), map_free_vars=True)
+
+
 def test_tvm_reads_the_log(logs):
     files = [str(logs / NAME / name) for name in (tuning_log.WORKLOADS, tuning_log.RECORDS)]
     database = ms.database.JSONDatabase(*files)
