@@ -13,16 +13,16 @@ import dataclasses
 
 import numpy as np
 import tvm
-from tvm import relax, te, tirx
+from tvm import relax, te
 from tvm.ir import Expr
 from tvm.target import Target
 
 from intswin.compile.emit import emit
 from intswin.compile.operators.expressions import (
-    add_saturating,
-    clamp,
     emit_compute,
     int32,
+    narrow,
+    narrowing_offset,
     requant16,
 )
 from intswin.compile.operators.integer_gelu import igelu
@@ -116,7 +116,7 @@ def _emit_on_cpu(
 ) -> relax.Expr:
     """The expressions of the fused i-GELU, in a loop of their own."""
     frac, act_params = int(node.attrs["frac"]), node.tensors["act_params"]
-    args = [*inputs, act_params.astype(np.int32), np.array([_offset(node)], np.int16)]
+    args = [*inputs, act_params.astype(np.int32), np.array([narrowing_offset(node)], np.int16)]
 
     def compute(t: te.Tensor, params: te.Tensor, offset: te.Tensor) -> te.Tensor:
         pre, mult = params[4], params[5]
@@ -124,8 +124,7 @@ def _emit_on_cpu(
         def element(*at: Expr) -> Expr:
             product = igelu(t(*at).astype("int32"), params) + ((int32(1) << pre) >> int32(1))
             h = requant16(product, pre, mult).astype("int16")
-            shifted = add_saturating(h, offset[0]) >> tirx.const(frac, "int16")
-            return clamp(shifted, "uint8")
+            return narrow(h, offset[0], frac, "uint8")
 
         return te.compute(t.shape, element, "y")
 
@@ -138,7 +137,7 @@ def _emit_on_cuda(
     kind, frac = str(node.attrs["kind"]), int(node.attrs["frac"])
     act_params = node.tensors["act_params"]
     if kind == "igelu":
-        arrays = [act_params.astype(np.int32), np.array([_offset(node)], np.int32)]
+        arrays = [act_params.astype(np.int32), np.array([narrowing_offset(node)], np.int32)]
     else:
         scale = 2.0 ** -int(act_params[0])
         zero_point = int(node.attrs["zero_point"])
@@ -148,9 +147,3 @@ def _emit_on_cuda(
     constants = [relax.const(array, str(array.dtype)) for array in arrays]
     out = relax.TensorType(shape, node.out.dtype)
     return bb.emit(relax.call_tir(gvar, [*inputs, *constants], out))
-
-
-def _offset(node: Node) -> int:
-    """What is added before the last shift: the zero point and the rounding."""
-    frac = int(node.attrs["frac"])
-    return (int(node.attrs["zero_point"]) << frac) + ((1 << frac) >> 1)

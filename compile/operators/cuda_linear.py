@@ -11,14 +11,20 @@ from tvm import relax, te
 from tvm.ir import Expr
 from tvm.target import Target
 
-from intswin.compile.operators.expressions import emit_compute, int32, let, requant16, saturate
-from intswin.compile.operators.integer_gelu import igelu, shiftgelu
+from intswin.compile.operators.expressions import (
+    DTYPES,
+    emit_compute,
+    int32,
+    let,
+    narrowing_offset,
+    requant16,
+    saturate,
+)
+from intswin.compile.operators.integer_gelu import GELUS
 from intswin.compile.targets import has_mma
 from intswin.models.integer_graph import Node
 
-DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
 COLUMNS = 32  # a group of output channels; weights and constants are padded to whole groups
-_GELUS = {"igelu": igelu, "shiftgelu": shiftgelu}
 
 
 def emit(
@@ -29,7 +35,6 @@ def emit(
     layout = weight_layout(target, weight.shape[1])
     channels = weight.shape[0]
     out, activation = str(node.attrs["out"]), str(node.attrs["activation"])
-    frac = int(node.attrs["frac"])
     padding = [(0, 0), (0, -channels % COLUMNS)]
     requantization = np.stack([node.tensors[name] for name in ("bias", "pre", "mult")])
     args = [inputs[0], pack_weight(weight, layout)]
@@ -37,14 +42,13 @@ def emit(
     if activation != "none":
         args.append(node.tensors["act_params"].astype(np.int32))
     if out in ("u8", "s8"):
-        offset = (int(node.attrs["zero_point"]) << frac) + ((1 << frac) >> 1)
-        args.append(np.array([offset], np.int32))
+        args.append(np.array([narrowing_offset(node)], np.int32))
     args += inputs[1:]
     attrs: dict[str, int | str] = {
         "layout": layout,
         "out": out,
         "activation": activation,
-        "frac": frac,
+        "frac": int(node.attrs["frac"]),
         "residual": len(inputs) - 1,
     }
 
@@ -119,7 +123,7 @@ def _described(
         if activation != "none":
             params = rest[1]
             half = (int32(1) << params[4]) >> int32(1)
-            h = let(h, lambda t: _GELUS[activation](t, params), "t")
+            h = let(h, lambda t: GELUS[activation](t, params), "t")
             h = requant16(h + half, params[4], params[5])
         if out in ("u8", "s8"):
             offset = rest[1 if activation == "none" else 2][0]

@@ -8,6 +8,11 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
+from intswin.models.integer_graph import Node
+from intswin.models.integer_math import half
+
+DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}  # by the attribute "out"
+
 
 def int32(value: int) -> Expr:
     """An int32 constant."""
@@ -18,6 +23,18 @@ def saturate(x: Expr, dtype: str) -> Expr:
     """Clamp int32 `x` to the range of `dtype`; the result is still int32."""
     limits = np.iinfo(dtype)
     return tirx.max(tirx.min(x, int32(int(limits.max))), int32(int(limits.min)))
+
+
+def narrowing_offset(node: Node) -> int:
+    """What requant8 (section 2) adds before its shift: the zero point and the rounding."""
+    frac = int(node.attrs["frac"])
+    return (int(node.attrs["zero_point"]) << frac) + int(half(frac))
+
+
+def narrow(h: Expr, offset: Expr, frac: int, dtype: str) -> Expr:
+    """Int16 `h` of `frac` fractional bits as an 8-bit `dtype`, with `offset` int16 of its node."""
+    # A sum that saturates is one that the clamp to 8 bits would have cut anyway.
+    return clamp(add_saturating(h, offset) >> tirx.const(frac, "int16"), dtype)
 
 
 def add_saturating(a: Expr, b: Expr) -> Expr:

@@ -38,6 +38,9 @@ def shiftgelu(t: Expr, act_params: te.Tensor) -> Expr:
     return let(t + (t >> int32(1)) + (t >> int32(3)) + (t >> int32(4)), product, "p")
 
 
+GELUS = {"igelu": igelu, "shiftgelu": shiftgelu}  # by the attribute "activation"
+
+
 def _shiftexp(d: Expr, k: Expr) -> Expr:
     """2^15 exp(d / 2^k) for d <= 0."""
 

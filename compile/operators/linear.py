@@ -14,18 +14,18 @@ from tvm.target import Target
 
 from intswin.compile.operators import cuda_linear, packed_weight
 from intswin.compile.operators.expressions import (
+    DTYPES,
     add_saturating,
-    clamp,
     emit_compute,
     int32,
+    narrow,
+    narrowing_offset,
     requant16,
 )
-from intswin.compile.operators.integer_gelu import igelu, shiftgelu
+from intswin.compile.operators.integer_gelu import GELUS
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import Node
 
-_DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
-_GELUS = {"igelu": igelu, "shiftgelu": shiftgelu}
 _ROW_TILES = (8, 7, 6, 5)  # a row count without such a divisor is padded
 
 
@@ -40,8 +40,7 @@ def emit(
     weight = node.tensors["weight"]
     channels = weight.shape[0]
     out, activation = str(node.attrs["out"]), str(node.attrs["activation"])
-    frac = int(node.attrs["frac"])
-    narrow, has_activation, has_residual = out in ("u8", "s8"), activation != "none", inputs[1:]
+    is_narrow, has_activation, has_residual = out in ("u8", "s8"), activation != "none", inputs[1:]
 
     def blocks(name: str, dtype: str) -> np.ndarray:
         vector = np.pad(node.tensors[name], (0, -channels % columns))
@@ -51,10 +50,8 @@ def emit(
     args += [blocks("bias", "int32"), blocks("pre", "int32"), blocks("mult", "int16")]
     if has_activation:
         args += _activation_constants(node.tensors["act_params"], columns)
-    if narrow:
-        # What is added before the last shift: the zero point and the rounding.
-        offset = (int(node.attrs["zero_point"]) << frac) + ((1 << frac) >> 1)
-        args.append(np.array([offset], "int16"))
+    if is_narrow:
+        args.append(np.array([narrowing_offset(node)], "int16"))
     args += inputs[1:]
 
     def compute(x: te.Tensor, w: te.Tensor, *rest: te.Tensor) -> te.Tensor:
@@ -64,15 +61,13 @@ def emit(
             h = _activated(activation, h, *constants[3:7])
 
         def epilogue(h: Expr, b: Expr, r: Expr, n: Expr) -> Expr:
-            if narrow:
-                # A sum that saturates is one that the clamp to 8 bits would have cut anyway.
-                shifted = add_saturating(h, constants[-1][0]) >> tirx.const(frac, "int16")
-                return clamp(shifted, _DTYPES[out])
+            if is_narrow:
+                return narrow(h, constants[-1][0], int(node.attrs["frac"]), DTYPES[out])
             if has_residual:
                 residual = constants[-1]
                 row = tirx.min(r, int32(int(residual.shape[1]) - 1))
                 return add_saturating(h, residual[b, row, tirx.min(n, int32(channels - 1))])
-            return h.astype(_DTYPES[out])
+            return h.astype(DTYPES[out])
 
         return _written(h, int(x.shape[1]), channels, epilogue)
 
@@ -146,7 +141,7 @@ def _activated(
 ) -> te.Tensor:
     """The integer GELU of `h`, int16."""
     product = te.compute(
-        h.shape, lambda *i: _GELUS[activation](h(*i).astype("int32"), constants), "product"
+        h.shape, lambda *i: GELUS[activation](h(*i).astype("int32"), constants), "product"
     )
     return _requantized("activated", product, *requantization)
 
