@@ -138,8 +138,8 @@ def _compile(spec: ArtifactSpec, folder: Path, kernels: bool) -> None:
     from intswin.compile import artifact  # noqa: PLC0415 - TVM takes seconds to import
     from intswin.compile.build import build, export  # noqa: PLC0415
     from intswin.compile.emit import emit_kernels  # noqa: PLC0415
-    from intswin.compile.pipeline import CompileOptions, compile_network  # noqa: PLC0415
-    from intswin.compile.separate_gelu import SEPARATE, compile_separate  # noqa: PLC0415
+    from intswin.compile.pipeline import CompileOptions  # noqa: PLC0415
+    from intswin.compile.separate_gelu import compile_activation  # noqa: PLC0415
     from intswin.compile.targets import get_target  # noqa: PLC0415
 
     path = spec.path(folder)
@@ -149,15 +149,11 @@ def _compile(spec: ArtifactSpec, folder: Path, kernels: bool) -> None:
         # The kernels and their speed are those of any calibration, so one photo will do.
         options = CompileOptions(
             network=spec.network,
-            activation="igelu" if spec.activation in SEPARATE else spec.activation,
             target=spec.target,
             batch=spec.batch,
             calibration_images=1,
         )
-        if spec.activation in SEPARATE:
-            compiled = compile_separate(options, spec.activation)
-        else:
-            compiled = compile_network(options)
+        compiled = compile_activation(options, spec.activation)
         compiled.save(path)
         graph = compiled.graph
     if kernels and not spec.kernels_path(folder).exists():

@@ -30,6 +30,7 @@ from intswin.compile.pipeline import (
     Compiled,
     CompileOptions,
     build_integer_network,
+    compile_network,
     load_calibration,
     load_float_network,
     quantize_network,
@@ -40,28 +41,33 @@ from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
 
 _OP = "separate_gelu"
-# What the benchmark calls them, and the kernels.
-SEPARATE = {"igelu-unfused": "igelu", "float-gelu": "float"}
+# What the benchmarks call them, and the kernels.
+_KINDS = {"igelu-unfused": "igelu", "float-gelu": "float"}
 
 
-def compile_separate(options: CompileOptions, name: str) -> Compiled:
-    """Compile a network with GELU.
+def compile_activation(options: CompileOptions, name: str) -> Compiled:
+    """Compile a network with an activation as the benchmarks name it.
 
     Args:
-        options: the activation is "igelu".
-        name: one of SEPARATE; it becomes the artifact's activation.
+        options: the activation is set here.
+        name: one of pipeline.ACTIVATIONS, which `compile_network` compiles, "igelu-unfused" or
+            "float-gelu"; it becomes the artifact's activation.
 
     Raises:
         IntswinError: see `pipeline.compile_network`; or floats are asked for on a CPU.
     """
+    kind = _KINDS.get(name)
+    options = dataclasses.replace(options, activation=name if kind is None else "igelu")
+    if kind is None:
+        return compile_network(options)
     target = get_target(options.target)
-    if SEPARATE[name] == "float" and not is_cuda(target):
+    if kind == "float" and not is_cuda(target):
         raise IntswinError(f"{name} is made for GPUs, not for {options.target}")
     network = load_float_network(options)
     calibration = load_calibration(options, network, lambda _message: None)
     graph = quantize_network(options, network, calibration).graph
-    module = emit_separate(graph, options.batch, target, SEPARATE[name])
-    floats = _OP if SEPARATE[name] == "float" else None
+    module = emit_separate(graph, options.batch, target, kind)
+    floats = _OP if kind == "float" else None
     compiled = build_integer_network(
         options, network, graph, target, module=module, float_kernels=floats
     )

@@ -42,23 +42,23 @@ def prepare(task: Task) -> dict[str, Any]:
         known = json.loads(built.read_text())
         if known.pop("sources") == digest:
             return known
-    from intswin.compile.pipeline import CompileOptions, compile_network  # noqa: PLC0415
-    from intswin.compile.separate_gelu import SEPARATE, compile_separate  # noqa: PLC0415
+    from intswin.compile.pipeline import CompileOptions  # noqa: PLC0415
+    from intswin.compile.separate_gelu import compile_activation  # noqa: PLC0415
     from intswin.compile.tuning_log import FOLDERS_VARIABLE  # noqa: PLC0415
 
     name = task.competitor.activation
     if name == UNTUNED:
+        name = "relu"
         os.environ[FOLDERS_VARIABLE] = ""
     options = CompileOptions(
         network=task.network,
-        activation="relu" if name == UNTUNED else SEPARATE.get(name, name),
         batch=task.batch,
         seed=SEED,
     )
     if not options.embedded:
         options = dataclasses.replace(options, calibration=Path(task.data))
     start = time.perf_counter()
-    compiled = compile_separate(options, name) if name in SEPARATE else compile_network(options)
+    compiled = compile_activation(options, name)
     cost = {
         "compile_seconds": round(time.perf_counter() - start, 2),
         "compile_peak_mb": peak_memory_mb(),
