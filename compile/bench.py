@@ -12,8 +12,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ import numpy as np
 from intswin.compile import host_cpu, runtime
 from intswin.compile.compiled_network import Network
 from intswin.compile.tvm_runtime import VirtualMachine, aligned_empty, use_all_cores
+from intswin.models.command import intswin_command
 from intswin.models.errors import IntswinError
 
 INTEGER = ("relu", "igelu", "shiftgelu")
@@ -259,7 +258,7 @@ def _conditions(options: BenchOptions) -> dict[str, Any]:
         "threads": int(os.environ.get("TVM_NUM_THREADS") or os.environ["OMP_NUM_THREADS"]),
         **machine_conditions(),
         **_gpu_conditions(options),
-        "command": shlex.join(["intswin", *sys.argv[1:]]),
+        "command": intswin_command(),
     }
 
 

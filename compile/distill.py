@@ -12,8 +12,6 @@ import dataclasses
 import datetime
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import nn
 from intswin.models.activation import mlps
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
+from intswin.models.command import intswin_command
 from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
@@ -345,7 +344,7 @@ def _store(
         "imagenet1k_index": pixels.described.imagenet1k_index,
         "preprocess": pixels.described.preprocess.to_json(),
         "training": {
-            "command": shlex.join(["intswin", *sys.argv[1:]]),
+            "command": intswin_command(),
             "method": options.method,
             "schedule": options.schedule,
             "order": options.order,

@@ -10,8 +10,6 @@ import argparse
 import datetime
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import nn
 from intswin.models.activation import mlp_activation
 from intswin.models.augment import Augment
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
+from intswin.models.command import script_command
 from intswin.models.data import ImageSet
 from intswin.models.distill_data import load_pixels
 from intswin.models.distill_maps import Distillation
@@ -132,7 +131,7 @@ def train(
             magnitude=arguments.magnitude,
             mix_probability=arguments.mix_probability,
         ),
-        shlex.join(["python", *sys.argv]),
+        script_command(),
     )
     if arguments.resume:
         trainer.load_state(arguments.state)

@@ -15,7 +15,6 @@ import importlib.metadata
 import itertools
 import os
 import platform
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
+from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 
 PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "timm", "triton", "numpy", "cupy")
@@ -163,7 +163,7 @@ def conditions() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
-        "command": shlex.join(["python", "scripts/bench_gpu.py", *sys.argv[1:]]),
+        "command": script_command(),
     }
 
 

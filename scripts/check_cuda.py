@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -31,6 +30,7 @@ from rich.table import Table
 from intswin.compile import artifact, cuda_check, cuda_driver, runtime
 from intswin.compile.cuda_check import FAILED, Comparison
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
+from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.preprocess import Preprocess
 
@@ -246,7 +246,7 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Keep what is known so far."""
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "scripts/check_cuda.py", *sys.argv[1:]]),
+        "command": script_command(),
         "device": device(),
         "python": platform.python_version(),
         "rows": rows,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +27,7 @@ from intswin.compile.tuner.machines import RUN_SECONDS, Machines
 from intswin.compile.tuner.processes import Pool
 from intswin.compile.tuner.search import propose
 from intswin.compile.tuner.tasks import Task, extract_tasks
+from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.files import check_writable, write_file
 
@@ -60,7 +59,7 @@ def main() -> None:
         machines.close()
     result = {
         **machine_conditions(),
-        "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+        "command": script_command(),
         "kernel": task.spec.description,
         "rows": rows,
     }

@@ -21,7 +21,6 @@ import functools
 import itertools
 import os
 import platform
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -41,6 +40,7 @@ from intswin.compile.tune import TuneOptions, read_networks, tune
 from intswin.compile.tuner import in_network
 from intswin.compile.tuner.store import Store
 from intswin.models import integer_reference
+from intswin.models.command import script_command
 from intswin.models.errors import run_script
 from intswin.models.integer_graph import IntegerGraph
 
@@ -147,7 +147,7 @@ def write_readme(folder: Path, target: str) -> None:
     trials = len((folder / "journal.jsonl").read_text().splitlines())
     kept = sum(map(len, log.records.values()))
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    command = shlex.join(["python", "scripts/tune_cpu.py", *sys.argv[1:]])
+    command = script_command()
     (folder / "README.md").write_text(
         f"""# Tuning log of {folder.name}
 

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import datetime
 import platform
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from intswin.compile import cuda_driver, tuning_log
 from intswin.compile.gpu_artifacts import Stopwatch
 from intswin.compile.targets import cuda_arch, get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
+from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 
 
@@ -90,7 +90,7 @@ which the driver compiled from compute_{arch} PTX for the GPU above. What is bes
 best on the real card; tune again on one.
 """
     )
-    command = shlex.join(["python", "scripts/tune_cuda.py", *sys.argv[1:]])
+    command = script_command()
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     (folder / "README.md").write_text(
         f"""# Tuning log of {folder.name}

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from intswin.compile.peers import coordinator, process, report, torch_float
 from intswin.compile.peers.competitors import COMPETITORS, OURS, PACKAGES
 from intswin.compile.peers.ours import UNTUNED, artifact_path
 from intswin.compile.peers.task import SEED, Competitor, Task
+from intswin.models.command import script_command
 from intswin.models.errors import IntswinError
 from intswin.models.files import check_writable, write_file
 
@@ -66,7 +66,7 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
         "threads": options.threads,
         "rounds": options.rounds,
         **conditions,
-        "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+        "command": script_command(),
         "torch_preloads": [
             Path(file).name
             for file in torch_float.environment(options.threads)["LD_PRELOAD"].split()

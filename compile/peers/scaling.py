@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from intswin.compile.peers import coordinator
 from intswin.compile.peers.benchmark import DEMO_PHOTOS
 from intswin.compile.peers.competitors import OURS as OUR_COMPETITORS
 from intswin.compile.peers.task import Task
+from intswin.models.command import script_command
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def measure(options: ScalingOptions, progress: coordinator.Progress) -> dict[str
         **machine_conditions(),
         "threads": options.threads,
         "rounds": options.rounds,
-        "command": shlex.join([sys.executable.rsplit("/", 1)[-1], *sys.argv]),
+        "command": script_command(),
         "load_before": load,
         "load_after": [round(value, 2) for value in os.getloadavg()],
         "foreign_cores": round(race.foreign_cores, 3),
