@@ -131,14 +131,18 @@ def _pixels(network: CudaNetwork) -> Any:
 def _build_torch(network: str, activation: str, batch: int, mode: str) -> Call:
     import torch  # noqa: PLC0415
 
-    from intswin.models.swin import create_model, model_preprocess  # noqa: PLC0415
+    from intswin.models.swin import (  # noqa: PLC0415
+        create_model,
+        model_preprocess,
+        with_fused_attention,
+    )
 
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 64  # networks, batches and modes share code
     checkpoint = "embedded" if network == "swin_micro" else None
     model = create_model(network, activation=activation, checkpoint=checkpoint).eval()
     size = model_preprocess(model).image_size
-    model = model.half().cuda().to(memory_format=torch.channels_last)
+    model = with_fused_attention(model).half().cuda().to(memory_format=torch.channels_last)
     pixels = torch.randn(batch, 3, size, size, device="cuda", dtype=torch.float16)
     pixels = pixels.to(memory_format=torch.channels_last)
     if mode == "graph":

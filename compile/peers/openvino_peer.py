@@ -8,7 +8,6 @@ import numpy as np
 
 from intswin.compile.peers.inputs import float_model
 from intswin.compile.peers.task import Loaded, Task
-from intswin.compile.peers.torch_float import with_fused_attention
 
 # The precision of what is not int8 is bfloat16 by default on a CPU that has it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
@@ -28,6 +27,8 @@ def prepare(task: Task) -> None:
     import nncf  # noqa: PLC0415
     import openvino as ov  # noqa: PLC0415
     import torch  # noqa: PLC0415
+
+    from intswin.models.swin import with_fused_attention  # noqa: PLC0415
 
     torch.set_num_threads(task.threads)
     network = with_fused_attention(float_model(task, activation))

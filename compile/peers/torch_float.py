@@ -33,6 +33,8 @@ def load(task: Task) -> Loaded:
     """Variants are fp32-eager, fp32-compile, bf16-eager and bf16-compile."""
     import torch  # noqa: PLC0415
 
+    from intswin.models.swin import with_fused_attention  # noqa: PLC0415
+
     torch.set_num_threads(task.threads)
     precision, mode = task.competitor.variant.split("-")
     model = with_fused_attention(float_model(task, task.competitor.activation))
@@ -44,14 +46,6 @@ def load(task: Task) -> Loaded:
             return call(pixels)
 
     return Loaded(run, lambda logits: logits.float().numpy())
-
-
-def with_fused_attention(model: Any) -> Any:
-    """Scaled dot product attention as timm has it by default; our own import splits it."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = True
-    return model
 
 
 def _tcmalloc() -> str | None:

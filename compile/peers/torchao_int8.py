@@ -6,7 +6,7 @@ from typing import Any
 
 from intswin.compile.peers.inputs import float_model
 from intswin.compile.peers.task import Loaded, Task
-from intswin.compile.peers.torch_float import environment, prepare, with_fused_attention
+from intswin.compile.peers.torch_float import environment, prepare
 
 __all__ = ["environment", "load", "prepare"]
 
@@ -19,6 +19,8 @@ def load(task: Task) -> Loaded:
         prepare_pt2e,
     )
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86  # noqa: PLC0415
+
+    from intswin.models.swin import with_fused_attention  # noqa: PLC0415
 
     torch.set_num_threads(task.threads)
     model = with_fused_attention(float_model(task, task.competitor.activation))

@@ -4,7 +4,12 @@ from torch import nn
 
 from intswin.models.activation import mlp_activation, mlps, replace_activation
 from intswin.models.errors import IntswinError
-from intswin.models.swin import create_model, embedded_checkpoint, model_preprocess
+from intswin.models.swin import (
+    create_model,
+    embedded_checkpoint,
+    model_preprocess,
+    with_fused_attention,
+)
 
 
 def parameters(model):
@@ -44,6 +49,8 @@ def test_timm_networks_by_name(name, size, depth):
     assert mlp_activation(model) == "relu"
     assert model_preprocess(model).image_size == size
     assert not any(getattr(module, "fused_attn", False) for module in model.modules())
+    attentions = [m for m in with_fused_attention(model).modules() if hasattr(m, "fused_attn")]
+    assert len(attentions) == depth and all(module.fused_attn for module in attentions)
     assert model.get_classifier().out_features == 7
 
 
