@@ -87,7 +87,7 @@ def _chart(result: dict[str, Any]) -> bytes:
         axes = figure.subplots()
         labels = [LABELS[name] for name in names]
         colors = [OURS if name == result["ratio_to"] else OTHERS for name in names]
-        draw_bars(axes, labels, list(result["variants"].values()), colors)
+        draw_medians(axes, labels, list(result["variants"].values()), colors)
         axes.set_xlabel(f"median ms a batch (95th percentile), multiple of {result['ratio_to']}")
         axes.set_title(
             f"{result['network']}, batch {result['batch']}, {result['target']}, "
@@ -107,16 +107,29 @@ def figure_bytes(width: float, height: float) -> Iterator[tuple[Figure, io.Bytes
     figure.savefig(png, format="png", dpi=150)
 
 
-def draw_bars(
+def draw_medians(
     axes: Axes, labels: Sequence[str], rows: Sequence[dict[str, Any]], colors: Sequence[str]
 ) -> None:
-    """A horizontal bar for each row of `bench.summary`, the first on top."""
-    widest = max(row["median_ms"] for row in rows)
-    axes.barh(range(len(rows)), [row["median_ms"] for row in rows], color=list(colors))
-    for place, row in enumerate(rows):
-        text = f"{row['median_ms']:.2f}  (p95 {row['p95_ms']:.2f})  {row['ratio']:.2f}x"
-        axes.text(row["median_ms"] + 0.015 * widest, place, text, va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), list(labels))
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    """A bar of milliseconds for each row of `bench.summary`."""
+    texts = [
+        f"{row['median_ms']:.2f}  (p95 {row['p95_ms']:.2f})  {row['ratio']:.2f}x" for row in rows
+    ]
+    draw_bars(axes, labels, [row["median_ms"] for row in rows], texts, colors)
+
+
+def draw_bars(
+    axes: Axes,
+    labels: Sequence[str],
+    lengths: Sequence[float],
+    texts: Sequence[str],
+    colors: Sequence[str],
+) -> None:
+    """Horizontal bars, the first on top, each with a text behind its end."""
+    widest = max(lengths)
+    axes.barh(range(len(lengths)), lengths, color=colors)
+    for place, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        axes.text(length + 0.015 * widest, place, text, va="center", fontsize=9)
+    axes.set_yticks(range(len(lengths)), labels)
+    axes.set_ylim(len(lengths) - 0.4, -0.6)
     axes.set_xlim(0, 1.7 * widest)
     axes.spines[["top", "right"]].set_visible(False)

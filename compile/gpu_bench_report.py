@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from intswin.compile.bench_report import OTHERS, OURS, figure_bytes
+from intswin.compile.bench_report import OTHERS, OURS, draw_bars, figure_bytes
 from intswin.models.files import write_file
 
 if TYPE_CHECKING:
@@ -76,16 +76,13 @@ def chart(result: dict[str, Any]) -> bytes:
 def _draw(axes: Axes, case: dict[str, Any], rows: list[tuple[str, dict[str, Any]]]) -> None:
     speeds = [1e3 * case["batch"] / row["median_ms"] for _, row in rows]
     colors = [OURS if name.startswith("ours") else OTHERS for name, _ in rows]
-    axes.barh(range(len(rows)), speeds, color=colors)
-    for place, ((_, row), speed) in enumerate(zip(rows, speeds, strict=True)):
-        text = f"{speed:.0f}  ({row['median_ms']:.3f} ms, {row['ratio']:.2f}x)"
-        axes.text(speed + 0.015 * speeds[0], place, text, va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [row["label"] for _, row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 2.1 * speeds[0])
+    texts = [
+        f"{speed:.0f}  ({row['median_ms']:.3f} ms, {row['ratio']:.2f}x)"
+        for speed, (_, row) in zip(speeds, rows, strict=True)
+    ]
+    draw_bars(axes, [row["label"] for _, row in rows], speeds, texts, colors)
     axes.set_xlabel("images a second (median ms a batch, times ours ReLU)")
     axes.set_title(f"{_short(case['network'])}, batch {case['batch']}", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _labels(result: dict[str, Any]) -> dict[str, str]:

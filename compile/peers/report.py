@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from intswin.compile.bench import summary
-from intswin.compile.bench_report import OTHERS, OURS, draw_bars, figure_bytes
+from intswin.compile.bench_report import OTHERS, OURS, draw_medians, figure_bytes
 from intswin.compile.peers.coordinator import Entrant, Race
 from intswin.models.files import write_file
 
@@ -120,7 +120,7 @@ def chart(result: dict[str, Any]) -> bytes:
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
             colors = [OURS if row["ours"] else OTHERS for row in rows]
-            draw_bars(axes, [row["label"] for row in rows], rows, colors)
+            draw_medians(axes, [row["label"] for row in rows], rows, colors)
             axes.set_title(f"batch {part['batch']}", fontsize=11)
             axes.set_xlabel(f"median ms a batch (95th percentile), multiple of {part['ratio_to']}")
         figure.suptitle(
