@@ -49,10 +49,20 @@ _log = logging.getLogger("intswin")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A schedule that was measured, as its trace; seconds relate to other records of the kernel."""
+    """A schedule that was measured.
+
+    Attributes:
+        seconds: of a call; they relate to other records of the kernel.
+        fields: MetaSchedule's own, as JSON: the trace comes first.
+    """
 
     seconds: float
-    trace: Any
+    fields: list[Any]
+
+    @property
+    def trace(self) -> Any:
+        """The schedule, as JSON."""
+        return self.fields[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,19 +144,26 @@ def workload_hash(workload: tvm.IRModule) -> str:
 
 def read_log(folder: Path) -> Log:
     """Read a folder; lines that are not whole and valid are counted and skipped."""
+    record_lines = read_lines(folder / RECORDS)
+    while True:
+        workload_lines = read_lines(folder / WORKLOADS)
+        before, record_lines = record_lines, read_lines(folder / RECORDS)
+        if record_lines == before:
+            break  # else a tuning job wrote meanwhile: these may not be the records' workloads
     broken = 0
     workloads: list[tuple[str, Any] | None] = []
-    for line in _lines(folder / WORKLOADS):
+    for line in workload_lines:
         parsed = _parsed(line)
         valid = isinstance(parsed, list) and len(parsed) == 2 and isinstance(parsed[0], str)
         workloads.append((parsed[0], parsed) if valid else None)
         broken += not valid
     records: dict[str, list[Record]] = {}
-    for line in _lines(folder / RECORDS):
+    for line in record_lines:
         try:
-            index, (trace, seconds, *_) = json.loads(line)
+            index, fields = json.loads(line)
+            _, seconds, *_ = fields
             workload = workloads[index]
-            record = Record(float(np.mean(seconds)), trace)
+            record = Record(float(np.mean(seconds)), fields)
             if workload is None or index < 0 or not record.seconds > 0:
                 raise ValueError("not a record")
         except (ValueError, TypeError, IndexError):
@@ -156,6 +173,14 @@ def read_log(folder: Path) -> Log:
     for found in records.values():
         found.sort(key=lambda record: record.seconds)
     return Log(workloads, records, broken)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of one of the two files, which records count; none where there is no file."""
+    try:
+        return [line for line in path.read_text(errors="replace").split("\n") if line.strip()]
+    except FileNotFoundError:
+        return []
 
 
 def fingerprint(target: Target) -> dict[str, Any]:
@@ -246,13 +271,6 @@ def _is_equal(stored: Any, workload: tvm.IRModule) -> bool:
     except Exception:
         return False
     return bool(tvm_ffi.structural_equal(module, workload))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(errors="replace").split("\n") if line.strip()]
-    except FileNotFoundError:
-        return []
 
 
 def _parsed(line: str) -> Any:

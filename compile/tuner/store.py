@@ -21,13 +21,13 @@ from tvm.target import Target
 
 from intswin.compile import tuning_log
 from intswin.compile.tuner import space
+from intswin.compile.tuner.compaction import compact
 from intswin.compile.tuner.space import Tile
 from intswin.compile.tuner.tasks import Task
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_file
 
 JOURNAL = "journal.jsonl"
-BEST_RECORDS = 3  # of a workload, that are kept when a job ends
 
 Trials = dict[Tile, float | None]  # seconds of a call; None: it failed
 
@@ -96,26 +96,13 @@ class Store:
         self._append(tuning_log.RECORDS, [[self._indices[task.key], record]])
 
     def trim(self) -> None:
-        """Keep the best records of each workload."""
-        path = self.folder / tuning_log.RECORDS
-        best: dict[int, list[tuple[float, str]]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                index, (_, seconds, *_) = json.loads(line)
-                best.setdefault(int(index), []).append((float(seconds[0]), line))
-            except (ValueError, TypeError, IndexError):
-                continue
-        kept = [line for i in sorted(best) for _, line in sorted(best[i])[:BEST_RECORDS]]
-        if kept:
-            write_file(path, "".join(f"{line}\n" for line in kept).encode())
+        """Keep the best records of each workload, and the workloads that have one."""
+        self.forget(())
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop all records of some workloads; their trials stay, so that none is made again."""
-        indices = {self._indices[key] for key in keys if key in self._indices}
-        path = self.folder / tuning_log.RECORDS
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)[0] not in indices]
-        write_file(path, "".join(f"{line}\n" for line in kept).encode())
+        """Trim, without some workloads; their trials stay, so that none is made again."""
+        self._indices = compact(self.folder, keys)
+        self._lines = len(self._indices)
 
     def _check_fingerprint(self, move_aside: bool) -> None:
         wanted = tuning_log.fingerprint(self._target)

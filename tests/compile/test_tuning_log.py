@@ -17,7 +17,7 @@ from intswin.compile import tune, tuning_log
 from intswin.compile.build import build
 from intswin.compile.schedules.gemm import sample_linear, schedule_linear
 from intswin.compile.targets import get_target
-from intswin.compile.tuner.store import Store
+from intswin.compile.tuner.store import JOURNAL, Store
 from intswin.models import integer_ops
 from intswin.models.errors import IntswinError
 from operator_runner import TARGETS, emit_operator
@@ -143,6 +143,16 @@ def test_forgotten_records(logs):
     assert not log.broken
     assert list(log.records.items()) == others
     assert sorted(func is None for func in tuned_kernels().values()) == [False, True]
+
+
+def test_what_was_forgotten_is_not_tried_again(logs):
+    store = Store(logs / NAME, TARGET)
+    store.forget(list(store.log.records))
+    store.close()
+    journal = (logs / NAME / JOURNAL).read_text()
+    tune_small(logs / NAME, 12)
+    assert (logs / NAME / JOURNAL).read_text() == journal
+    assert not tuning_log.read_log(logs / NAME).records
 
 
 def test_record_that_does_not_apply_falls_back(logs, caplog):
