@@ -23,6 +23,7 @@ import os
 import platform
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -117,27 +118,25 @@ def drop_slower(
 ) -> Path:
     """Drop the records that are not faster than the default inside the networks; the log."""
     target = get_target(target_name)
-    seconds: dict[str, tuple[float, float]] = {}
+    slowdown: dict[str, float] = defaultdict(float)  # seconds that tuned schedules add
     for (graph, name), batch in itertools.product(zip(networks, NAMES, strict=True), batches):
         found = in_network.compare(graph, batch, target, logs)
-        default, tuned = (sum(column) for column in zip(*found.values(), strict=True))
-        milliseconds = f"{1e3 * default:.2f} ms by default, {1e3 * tuned:.2f} ms tuned"
+        _, default, tuned = zip(*found, strict=True)
+        milliseconds = f"{1e3 * sum(default):.2f} ms by default, {1e3 * sum(tuned):.2f} ms tuned"
         print(f"{name} batch {batch}: GEMMs {milliseconds}")
-        for key, (before, after) in found.items():
-            old = seconds.get(key, (0.0, 0.0))
-            seconds[key] = (old[0] + before, old[1] + after)
+        for key, before, after in found:
+            slowdown[key] += after - before
     folder = logs / tuning_log.log_name(target)
     store = Store(folder, target)
     slower = {
-        key: (1e3 * before, 1e3 * after)
-        for key, (before, after) in seconds.items()
-        if after >= before and key in store.log.records
+        key: seconds
+        for key, seconds in slowdown.items()
+        if seconds >= 0 and key in store.log.records
     }
     store.forget(slower)
     store.close()
-    lost = sum(after - before for before, after in slower.values())
     count = f"{len(slower)} of {len(store.log.records)} kernels"
-    print(f"dropped the records of {count}; they cost {lost:.2f} ms")
+    print(f"dropped the records of {count}; they cost {1e3 * sum(slower.values()):.2f} ms")
     return folder
 
 

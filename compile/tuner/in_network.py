@@ -27,7 +27,7 @@ _TURNS, _CALLS = 8, 8
 
 def compare(
     graph: IntegerGraph, batch: int, target: Target, logs: Path
-) -> dict[str, tuple[float, float]]:
+) -> list[tuple[str, float, float]]:
     """Time the kernels of a network with default and with tuned schedules, in turns.
 
     Args:
@@ -37,8 +37,8 @@ def compare(
         logs: the folder of logs that tuned schedules come from.
 
     Returns:
-        for each workload with a design space, by its hash: seconds of all its calls for a batch
-        with the default schedule, and with that of its best record.
+        for each call of a kernel with a design space: its workload's hash, and seconds for a batch
+        with the default schedule and with that of its best record.
     """
     module = emit(graph, batch, target)
     keys = _workloads(module)
@@ -50,13 +50,8 @@ def compare(
         for machine, times in zip(machines, runs, strict=True):
             machine.main(images)
             times.extend(_kernel_seconds(machine, images) for _ in range(_CALLS))
-    default, tuned = (np.median(np.array(times), axis=0) for times in runs)
-    found: dict[str, tuple[float, float]] = {}
-    for key, before, after in zip(keys, default, tuned, strict=True):
-        if key:
-            old = found.get(key, (0.0, 0.0))
-            found[key] = (old[0] + float(before), old[1] + float(after))
-    return found
+    medians = (np.median(np.array(times), axis=0).tolist() for times in runs)
+    return [call for call in zip(keys, *medians, strict=True) if call[0]]
 
 
 def _workloads(module: tvm.IRModule) -> list[str]:
