@@ -123,7 +123,7 @@ def check_kernels(
     machine["vm_initialization"](*(number for device in devices for number in device))
     device = tvm.cuda(0) if cuda else tvm.cpu(0)
     rng = np.random.default_rng(seed)
-    for index in list(different_nodes(graph))[skip:]:
+    for index in different_nodes(graph)[skip:]:
         node = graph.nodes[index]
         inputs = [_random(graph.spec(name), batch, rng) for name in node.inputs]
         tensors = [tvm.runtime.tensor(array, device) for array in inputs]
