@@ -7,10 +7,8 @@ tensor cores has a search space and is described at first (cuda_tiles.py); that 
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
@@ -23,11 +21,7 @@ from intswin.compile.schedules import (
     simd,
 )
 from intswin.compile.schedules.attention import AttentionShape
-from intswin.compile.schedules.cuda_attention_space import (
-    MmaAttentionTile,
-    candidates,
-    default_tile,
-)
+from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
 from intswin.compile.schedules.cuda_attention_types import Arguments
 from intswin.compile.targets import has_mma
 
@@ -47,31 +41,11 @@ def describe(
     return attention_kernel(shape, bias_shape, None)
 
 
-def shape_of(func: tirx.PrimFunc, target: Target) -> AttentionShape:
-    """The problem that a description poses."""
-    return cuda_tiles.described(func, AttentionShape)
-
-
-def schedule(
-    sch: s_tir.Schedule, target: Target, tile: MmaAttentionTile | None = None
-) -> MmaAttentionTile:
-    """Decide on `tile`, by default that of the shape, for the description "main" in `sch`.
-
-    Raises:
-        ValueError: `tile` is not in the space of this shape.
-    """
-    shape = shape_of(sch.mod["main"], target)
-    space = functools.partial(candidates, shape)
-    return cuda_tiles.decide(sch, MmaAttentionTile, space, tile or default_tile(shape))
-
-
-def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """The kernel of a description that `schedule`, or the trace of a record, has annotated."""
-    shape = shape_of(func, target)
+def kernel(func: tirx.PrimFunc, shape: AttentionShape, tile: MmaAttentionTile) -> tirx.PrimFunc:
+    """The kernel of a description: of its shape and the tile that was decided on."""
     bias_shape = None
     if shape.patterns:
         bias_shape = tuple(int(extent) for extent in func.params[3].ty.shape)
-    tile = cuda_tiles.decided(func, MmaAttentionTile)
     return attention_kernel(shape, bias_shape, tile).without_attr("global_symbol")
 
 

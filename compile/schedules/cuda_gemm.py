@@ -1,15 +1,12 @@
-"""`linear` on CUDA: a tile is chosen in a MetaSchedule trace, then the kernel is written for it.
+"""`linear` on CUDA: the kernel that is written for a shape and a tile.
 
 The description is the PrimFunc of operators/cuda_linear.py, which says what to compute
-(schedules/cuda_tiles.py says what happens to it). What may be chosen depends on what was chosen
-before: a search makes its schedules here instead of changing a decision in a trace.
+(schedules/cuda_tiles.py says what happens to it).
 """
 
 from __future__ import annotations
 
-import functools
-
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
@@ -19,29 +16,11 @@ from intswin.compile.schedules.cuda_gemm_dp4a import emit_dp4a
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_mma import emit_mma
 from intswin.compile.schedules.cuda_gemm_space import (
-    TILES,
     CudaGemmShape,
     CudaGemmTile,
     MmaTile,
-    candidates,
-    default_tile,
 )
 from intswin.compile.targets import cuda_arch
-
-
-def schedule(sch: s_tir.Schedule, target: Target, tile: CudaGemmTile | None = None) -> CudaGemmTile:
-    """Decide on `tile`, by default that of the shape, for the PrimFunc "main" in `sch`.
-
-    Raises:
-        ValueError: `tile` is not in the space of this PrimFunc.
-    """
-    shape = shape_of(sch.mod["main"], target)
-    return _decide(sch, shape, tile or default_tile(shape))
-
-
-def sample(sch: s_tir.Schedule, target: Target) -> CudaGemmTile:
-    """Decide on a tile drawn by the random state of `sch`."""
-    return _decide(sch, shape_of(sch.mod["main"], target), None)
 
 
 def shape_of(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
@@ -59,10 +38,8 @@ def shape_of(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
     )
 
 
-def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """The kernel of a PrimFunc that `schedule`, or the trace of a record, has annotated."""
-    shape = shape_of(func, target)
-    tile = cuda_tiles.decided(func, TILES[shape.layout])
+def kernel(func: tirx.PrimFunc, shape: CudaGemmShape, tile: CudaGemmTile) -> tirx.PrimFunc:
+    """The kernel of a description: of its shape and the tile that was decided on."""
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("linear")
@@ -73,11 +50,6 @@ def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
                 emit_dp4a(shape, tile, args)
     attrs = dict(func.attrs.items()) | {"tirx.is_scheduled": True, "tirx.noalias": True}
     return builder.get().with_attr(attrs)
-
-
-def _decide(sch: s_tir.Schedule, shape: CudaGemmShape, tile: CudaGemmTile | None) -> CudaGemmTile:
-    space = functools.partial(candidates, shape)
-    return cuda_tiles.decide(sch, TILES[shape.layout], space, tile)
 
 
 def _arguments(func: tirx.PrimFunc, shape: CudaGemmShape) -> Arguments:

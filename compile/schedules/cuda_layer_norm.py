@@ -12,11 +12,8 @@ A network has a description of the kernel at first, on whose tile a search can d
 
 from __future__ import annotations
 
-import functools
-
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32, saturate
@@ -25,8 +22,6 @@ from intswin.compile.schedules import cuda_tiles, simd
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr, signed, unsigned
 from intswin.compile.schedules.cuda_layer_norm_space import (
     LayerNormTile,
-    candidates,
-    default_tile,
     vectors_of,
     width_of,
 )
@@ -40,28 +35,9 @@ def describe(shape: LayerNormShape) -> tirx.PrimFunc:
     return cuda_tiles.describe("layer_norm", shape, _parameters(shape))
 
 
-def shape_of(func: tirx.PrimFunc, target: Target) -> LayerNormShape:
-    """The problem that a description poses."""
-    return cuda_tiles.described(func, LayerNormShape)
-
-
-def schedule(
-    sch: s_tir.Schedule, target: Target, tile: LayerNormTile | None = None
-) -> LayerNormTile:
-    """Decide on `tile`, by default that of the shape, for the description "main" in `sch`.
-
-    Raises:
-        ValueError: `tile` is not in the space of this shape.
-    """
-    shape = shape_of(sch.mod["main"], target)
-    space = functools.partial(candidates, shape)
-    return cuda_tiles.decide(sch, LayerNormTile, space, tile or default_tile(shape))
-
-
-def kernel(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
-    """The kernel of a description that `schedule`, or the trace of a record, has annotated."""
-    tile = cuda_tiles.decided(func, LayerNormTile)
-    return layer_norm_kernel(shape_of(func, target), tile).without_attr("global_symbol")
+def kernel(_func: tirx.PrimFunc, shape: LayerNormShape, tile: LayerNormTile) -> tirx.PrimFunc:
+    """The kernel of a description: of its shape and the tile that was decided on."""
+    return layer_norm_kernel(shape, tile).without_attr("global_symbol")
 
 
 def layer_norm_kernel(shape: LayerNormShape, tile: LayerNormTile) -> tirx.PrimFunc:

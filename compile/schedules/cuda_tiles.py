@@ -63,38 +63,30 @@ def described(func: tirx.PrimFunc, kind: type[Shape]) -> Shape:
 
 def decide(
     sch: s_tir.Schedule,
-    kind: type[Tile],
     candidates: Callable[[str, Mapping[str, int]], Mapping[int, int]],
-    tile: Tile | None,
-) -> Tile:
-    """Decide on `tile` for the description "main" in `sch`, or on one drawn at random.
+    tile: Any,
+) -> None:
+    """Decide on `tile` for the description "main" in `sch`.
 
     Args:
-        sch: its trace gets the decisions, in the order of the fields of dataclass `kind`.
-        kind: of the tile.
+        sch: its trace gets the decisions, in the order of the tile's fields.
         candidates: gives, of a field and the fields before it, the values with their odds.
-        tile: None to draw one by the random state of `sch`.
+        tile: a dataclass.
 
     Raises:
         ValueError: `tile` is not in the space.
     """
     made: dict[str, int] = {}
     variables = []
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        odds = candidates(field.name, made)
+    for field, value in vars(tile).items():
+        odds = candidates(field, made)
         values = list(odds)
-        decision = None
-        if tile is not None:
-            value = getattr(tile, field.name)
-            if value not in odds:
-                raise ValueError(f"{field.name}={value} is not one of {values}")
-            decision = values.index(value)
+        if value not in odds:
+            raise ValueError(f"{field}={value} is not one of {values}")
         probabilities = [weight / sum(odds.values()) for weight in odds.values()]
-        variable = sch.sample_categorical(values, probabilities, decision)
-        made[field.name] = int(sch.get(variable))
-        variables.append(variable)
+        variables.append(sch.sample_categorical(values, probabilities, values.index(value)))
+        made[field] = value
     sch.annotate(sch.get_sblock(_BLOCK), _ANNOTATION, variables)
-    return kind(**made)
 
 
 def decided(func: tirx.PrimFunc, kind: type[Tile]) -> Tile:

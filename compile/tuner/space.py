@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import tvm
 from tvm import s_tir
@@ -21,6 +21,7 @@ from intswin.compile.schedules import (
 from intswin.compile.schedules.attention import AttentionShape
 from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, Dp4aTile, MmaTile
+from intswin.compile.schedules.cuda_kernels import Space
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
@@ -29,16 +30,7 @@ from intswin.compile.targets import is_cuda
 Shape: TypeAlias = GemmShape | CudaGemmShape | AttentionShape | LayerNormShape
 Tile: TypeAlias = GemmTile | MmaTile | Dp4aTile | MmaAttentionTile | LayerNormTile
 
-
-class _Space(Protocol):
-    """What the module of each space has; docstrings are there."""
-
-    def candidates(self, shape: Any, field: str, made: Mapping[str, int]) -> dict[int, int]: ...
-
-    def default_tile(self, shape: Any) -> Any: ...
-
-
-_SPACES: dict[type, _Space] = {
+_SPACES: dict[type, Space] = {
     GemmShape: gemm_space,
     CudaGemmShape: cuda_gemm_space,
     AttentionShape: cuda_attention_space,

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 import graphs
 from cuda_emulator import emulate
 from intswin.compile.operators import cuda_linear
-from intswin.compile.schedules import cuda_gemm
+from intswin.compile.schedules import cuda_kernels
 from intswin.compile.schedules.cuda_gemm_space import (
     TILES,
     CudaGemmShape,
@@ -48,8 +48,8 @@ def _check(case, batch, target_name, tile, extreme=False):
     target = get_target(target_name)
     func, constants = _described(case, batch, target)
     sch = s_tir.Schedule(func)
-    cuda_gemm.schedule(sch, target, tile)
-    kernel = cuda_gemm.kernel(sch.mod["main"], target)
+    cuda_kernels.schedule(sch, target, tile)
+    kernel = cuda_kernels.kernel(sch.mod["main"], target)
     x, *residual = case.inputs(np.random.default_rng(3), batch, extreme)
     expected = integer_ops.execute(case.node, [x, *residual])
     actual = np.empty_like(expected)
@@ -104,17 +104,20 @@ def test_description_computes_the_operator(target_name):
     np.testing.assert_array_equal(actual.numpy(), expected)
 
 
-@pytest.mark.parametrize("target_name", ["cuda-h100", "cuda-v100"])
-def test_a_trace_gives_the_same_kernel(target_name):
+@pytest.mark.parametrize(
+    ("target_name", "problem"), [("cuda-h100", _MMA_TILES[0]), ("cuda-v100", _DP4A_TILES[0])]
+)
+def test_a_trace_gives_the_same_kernel(target_name, problem):
+    *sizes, tile = problem
     target = get_target(target_name)
-    case = graphs.random_linear(np.random.default_rng(4), 49, 96, 64, zero_point=0)
+    case = graphs.random_linear(np.random.default_rng(4), *sizes, zero_point=0)
     func, _ = _described(case, 1, target)
-    drawn = s_tir.Schedule(func, seed=5)
-    tile = cuda_gemm.sample(drawn, target)
-    assert tile != default_tile(cuda_gemm.shape_of(func, target))
+    assert tile != default_tile(cuda_kernels.shape_of(func, target))
+    decided = s_tir.Schedule(func)
+    cuda_kernels.schedule(decided, target, tile)
     replayed = s_tir.Schedule(func)
-    s_tir.schedule.Trace.apply_json_to_schedule(drawn.trace.as_json(), replayed)
-    kernels = [cuda_gemm.kernel(s.mod["main"], target) for s in (drawn, replayed)]
+    s_tir.schedule.Trace.apply_json_to_schedule(decided.trace.as_json(), replayed)
+    kernels = [cuda_kernels.kernel(s.mod["main"], target) for s in (decided, replayed)]
     assert tvm_ffi.structural_equal(*kernels)
     assert f'threadIdx.x", {tile.threads}' in str(kernels[0])
 
@@ -123,7 +126,7 @@ def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     func, _ = _described(graphs.random_linear(np.random.default_rng(4), 49, 96, 64), 1, target)
     with pytest.raises(ValueError, match="block_depth=128 is not one of"):
-        cuda_gemm.schedule(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
+        cuda_kernels.schedule(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
 
 
 @pytest.mark.parametrize("arch", [70, 75, 80, 89, 90])

@@ -12,7 +12,8 @@ from tvm_ffi import structural_equal
 import graphs
 from cuda_emulator import emulate
 from intswin.compile import tune, tuning_log
-from intswin.compile.schedules import cuda_layer_norm
+from intswin.compile.schedules import cuda_kernels
+from intswin.compile.schedules.cuda_layer_norm import layer_norm_kernel
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.targets import get_target
 from intswin.compile.tuner import machines as machines_module
@@ -177,9 +178,9 @@ def test_a_record_serves_every_shift(tmp_path, monkeypatch):
     mod = emit_operator(other, 2, V100)
     assert [task.key for task in extract_tasks([(mod, 2)], V100)] == [tasks[0].key]
     kernel = prim_func(tuning_log.apply_tuned_schedules(mod, V100))
-    shape = cuda_layer_norm.shape_of(prim_func(mod), V100)
+    shape = cuda_kernels.shape_of(prim_func(mod), V100)
     assert shape.shift == other.node.attrs["shift"]
-    expected = cuda_layer_norm.layer_norm_kernel(shape, tile)
+    expected = layer_norm_kernel(shape, tile)
     assert structural_equal(kernel.body, expected.body, map_free_vars=True)
 
 
