@@ -30,17 +30,18 @@ from intswin.compile.pipeline import (
 )
 from intswin.compile.targets import check_versions, get_target
 from intswin.compile.tuner import space, worker
+from intswin.compile.tuner.builds import Builds
 from intswin.compile.tuner.machines import Machines
+from intswin.compile.tuner.prepare import prepare
 from intswin.compile.tuner.processes import Pool, WorkerError
-from intswin.compile.tuner.search import propose
+from intswin.compile.tuner.state import BATCH, State
 from intswin.compile.tuner.store import Store
-from intswin.compile.tuner.table import Progress, Row
+from intswin.compile.tuner.table import Progress
 from intswin.compile.tuner.tasks import Task, extract_tasks
 from intswin.compile.tvm_runtime import use_all_cores
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph
 
-BATCH = 16  # candidates
 BUILD_SECONDS = 30.0  # the limit of a candidate
 _WORTH = 0.99  # of the time of what it replaces: a record has to be more than 1 % faster
 _COMPARE_ROUNDS = 7
@@ -62,6 +63,10 @@ class TuneOptions:
         move_aside: rename a log with another fingerprint instead of refusing it.
         rpc_tracker: "host:port" of TVM's tracker, to measure on its servers.
         rpc_key: which servers.
+        builds: folder of candidates built ahead: they are tried first.
+        prepare: fill `builds` and measure nothing.
+        built_only: try nothing else and build nothing.
+        jobs: candidates that are built at a time; None: as many as there are cores.
     """
 
     networks: tuple[str, ...]
@@ -76,6 +81,10 @@ class TuneOptions:
     move_aside: bool = False
     rpc_tracker: str | None = None
     rpc_key: str | None = None
+    builds: Path | None = None
+    prepare: bool = False
+    built_only: bool = False
+    jobs: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +92,12 @@ class TuneOptions:
             raise IntswinError(f"{self.trials} trials are not possible; use 1 or more")
         if bool(self.rpc_tracker) != bool(self.rpc_key):
             raise IntswinError("give both --rpc-tracker and --rpc-key, or none of them")
+        if (self.prepare or self.built_only) and self.builds is None:
+            raise IntswinError("--prepare and --built-only need a folder: --builds FOLDER")
+        if self.prepare and self.built_only:
+            raise IntswinError("give --prepare or --built-only, not both")
+        if self.jobs is not None and self.jobs < 1:
+            raise IntswinError(f"{self.jobs} jobs are not possible; use 1 or more")
 
 
 def tune(
@@ -121,7 +136,8 @@ def tune(
         ]
         tasks = extract_tasks(modules, target)
         run_job(tasks, target, store, options, deadline, console)
-        store.trim()
+        if not options.prepare:
+            store.trim()
     finally:
         store.close()
     return folder
@@ -135,20 +151,34 @@ def run_job(
     deadline: float,
     console: Console,
 ) -> None:
-    """Tune tasks until each has its trials or the deadline has passed (time.monotonic())."""
+    """Tune tasks, or prepare them, until all is done or the deadline has passed.
+
+    The deadline is one by time.monotonic().
+    """
+    builds = None if options.builds is None else Builds(options.builds, target)
+    jobs = options.jobs or usable_cores()
+    states = [State(task, target, store, options.trials) for task in tasks]
+    if builds is not None and builds.broken:
+        console.print(
+            f"{options.builds}: {builds.broken} broken files are not used", soft_wrap=True
+        )
+    if builds is not None and options.prepare:
+        prepare(states, target, builds, options.seed, jobs, deadline, console)
+        return
+    if builds is not None:
+        builds.check_any()
     machines = (
         Machines.behind_tracker(options.rpc_tracker, options.rpc_key)
         if options.rpc_tracker and options.rpc_key
         else Machines.local(target)
     )
-    builders = Pool(usable_cores())
+    builders = Pool(jobs)
     try:
         with tempfile.TemporaryDirectory(prefix="intswin-tune-") as scratch:
             peak = None if options.rpc_tracker else machines.peak(target, Path(scratch))
             if peak:
                 console.print(f"peak of the int8 instruction: {peak / 1e9:.0f} GOPS")
-            job = _Job(target, store, options, builders, machines, Path(scratch))
-            states = [_State(task, target, store, options.trials) for task in tasks]
+            job = _Job(target, store, options, builds, builders, machines, Path(scratch))
             with Progress([state.row for state in states], peak, deadline, console) as progress:
                 while time.monotonic() < deadline:
                     state = max(states, key=lambda state: state.urgency, default=None)
@@ -161,34 +191,6 @@ def run_job(
         machines.close()
 
 
-class _State:
-    """A task, and how far it is."""
-
-    def __init__(self, task: Task, target: Target, store: Store, limit: int) -> None:
-        self.task, self.trials = task, store.trials.get(task.key, {})
-        self.row = Row(task.spec.description, task.spec.operations, task.calls, limit)
-        self.best: space.Tile | None = None  # of the best record
-        self.best_library = ""
-        self.reference = ""  # library with the default schedule
-        self.exhausted = False
-        self.default_tile = space.default_tile(task.shape)
-        records = store.log.records.get(task.key)
-        if records:
-            self.best = tile_of_trace(records[0].trace, target)
-        self.row.default = self.trials.get(self.default_tile)
-        self.row.best = records[0].seconds if records else self.row.default
-        self.row.trials = len(self.trials)
-
-    @property
-    def urgency(self) -> float:
-        """Seconds of an image that this kernel takes, less the more it was tried; 0: finished."""
-        if self.exhausted or len(self.trials) >= self.row.limit:
-            return 0.0
-        # Before anything is measured: as if at 100 GOPS.
-        seconds = self.row.best or self.row.operations / 1e11
-        return self.row.calls * seconds / (len(self.trials) + BATCH)
-
-
 class _Job:
     """One batch after the other."""
 
@@ -197,28 +199,29 @@ class _Job:
         target: Target,
         store: Store,
         options: TuneOptions,
+        builds: Builds | None,
         builders: Pool,
         machines: Machines,
         scratch: Path,
     ) -> None:
         self._target, self._store, self._options = target, store, options
+        self._builds = builds
         self._builders, self._machines, self._scratch = builders, machines, scratch
         self._numbers = itertools.count()
 
-    def batch(self, state: _State, hints: list[space.Tile]) -> str:
+    def batch(self, state: State, hints: list[space.Tile]) -> str:
         """Try some candidates of a task; returns what came of it."""
         task = state.task
-        count = min(BATCH, state.row.limit - len(state.trials))
-        seed = self._options.seed
-        tiles = propose(task.shape, state.trials, hints, count, seed)
+        tiles = self._tiles(state, hints)
         if not tiles:
             state.exhausted = True
             return "every tile was tried"
-        missing = [] if state.reference else [state.default_tile]
-        if state.best is not None and not state.best_library:
-            missing.append(state.best)
+        missing = state.missing()
         built = self._build(task, missing + tiles)
         kept, libraries = built[: len(missing)], built[len(missing) :]
+        if self._options.built_only and any(isinstance(one, WorkerError) for one in kept):
+            state.exhausted = True
+            return "what its candidates are compared with is not built"
         if not state.reference:
             state.reference = _library(kept[0], f"{task.spec.description}: the default schedule")
         if state.best is not None and not state.best_library:
@@ -233,21 +236,43 @@ class _Job:
         note = f"{len(tiles)} tried" + (f", {len(failed)} failed ({failed[0]})" if failed else "")
         if self._improve(state, results, dict(zip(tiles, libraries, strict=True))):
             note += ", faster"
+        kept_libraries = {state.reference, state.best_library}
         for library in libraries:
-            if isinstance(library, str) and library != state.best_library:
-                Path(library).unlink(missing_ok=True)
+            if isinstance(library, str) and library not in kept_libraries:
+                self._discard(library)
         return note
 
+    def _tiles(self, state: State, hints: list[space.Tile]) -> list[space.Tile]:
+        """The candidates of a batch: those built ahead, then proposals."""
+        if self._builds is not None:
+            built = [t for t in self._builds.tiles(state.task) if t not in state.trials]
+            if built or self._options.built_only:
+                return built[: min(BATCH, state.row.limit - len(state.trials))]
+        return state.proposals(hints, self._options.seed)
+
+    def _discard(self, library: str) -> None:
+        if Path(library).parent == self._scratch:  # else it was built ahead, and stays
+            Path(library).unlink()
+
     def _build(self, task: Task, tiles: list[space.Tile]) -> list[str | WorkerError]:
-        workload, target = task.workload_json, str(self._target)
-        arguments = [
-            (workload, target, tile, str(self._scratch / f"{next(self._numbers)}.so"))
-            for tile in tiles
-        ]
-        return self._builders.map(BUILD_SECONDS, worker.build, arguments)
+        """The library of each tile, or why there is none."""
+        ahead = {} if self._builds is None else {t: self._builds.get(task, t) for t in tiles}
+        built = {tile: result for tile, result in ahead.items() if result is not None}
+        missing = [tile for tile in dict.fromkeys(tiles) if tile not in built]
+        if self._options.built_only:
+            built |= {tile: WorkerError("not built ahead") for tile in missing}
+        elif missing:
+            workload, target = task.workload_json, str(self._target)
+            arguments = [
+                (workload, target, tile, str(self._scratch / f"{next(self._numbers)}.so"))
+                for tile in missing
+            ]
+            results = self._builders.results(BUILD_SECONDS, worker.build, arguments)
+            built |= dict(zip(missing, results, strict=True))
+        return [built[tile] for tile in tiles]
 
     def _measure(
-        self, state: _State, tiles: list[space.Tile], libraries: list[str | WorkerError]
+        self, state: State, tiles: list[space.Tile], libraries: list[str | WorkerError]
     ) -> dict[space.Tile, float | str]:
         """Seconds of each tile, or why there are none."""
         results: dict[space.Tile, float | str] = {
@@ -270,7 +295,7 @@ class _Job:
 
     def _improve(
         self,
-        state: _State,
+        state: State,
         results: dict[space.Tile, float | str],
         libraries: dict[space.Tile, str | WorkerError],
     ) -> bool:
@@ -279,7 +304,7 @@ class _Job:
         times = {
             tile: seconds
             for tile, seconds in results.items()
-            if isinstance(seconds, float) and tile != state.default_tile
+            if isinstance(seconds, float) and tile not in {state.default_tile, state.best}
         }
         if not times or not row.default:
             return False
@@ -299,7 +324,7 @@ class _Job:
         schedule = space.decide(task.module, self._target, tile)
         self._store.add_record(task, schedule, row.best)
         if state.best_library:
-            Path(state.best_library).unlink()
+            self._discard(state.best_library)
         state.best, state.best_library = tile, str(libraries[tile])
         return True
 
@@ -311,15 +336,7 @@ def _library(built: str | WorkerError, what: str) -> str:
     return built
 
 
-def tile_of_trace(trace: list, target: Target) -> space.Tile:
-    """The tile that a record's trace, as JSON, decided for."""
-    instructions, decisions = trace
-    sampled = [instructions[index] for index, _ in decisions]
-    values = [one[2][0][decision] for one, (_, decision) in zip(sampled, decisions, strict=True)]
-    return space.tile(target, values)
-
-
-def _hints(state: _State, states: list[_State]) -> list[space.Tile]:
+def _hints(state: State, states: list[State]) -> list[space.Tile]:
     """The best tiles of kernels with the same matrix."""
     matrix = space.matrix(state.task.shape)
     return [

@@ -6,6 +6,11 @@ Code for cuda-h100 is tuned on an H100. Code for cuda-v100 is tuned on the same 
 compute_70 PTX: a proxy, not a V100, and the README in its folder says so. Every batch of candidates
 is in the log when it is done: killed or out of time, it goes on where it stopped when it is run
 again. Each record was compared with the NumPy reference on random inputs over the whole domain.
+
+    python scripts/tune_cuda.py --prepare --builds out/builds --minutes 60      # without a GPU
+    python scripts/tune_cuda.py --builds out/builds --built-only --minutes 6
+
+builds ahead what the first batch of every kernel needs, so that the GPU only measures.
 """
 
 from __future__ import annotations
@@ -42,6 +47,10 @@ def main() -> None:
     add("--trials", type=int, default=96, help="of each kernel, at most")
     add("--logs", type=Path, default=Path(__file__).parents[1] / "tuning_logs")
     add("--move-aside", action="store_true", help="rename logs of other versions, start anew")
+    add("--builds", type=Path, help="folder of candidates built ahead, which are tried first")
+    add("--prepare", action="store_true", help="fill --builds; needs no GPU and measures nothing")
+    add("--built-only", action="store_true", help="try nothing but --builds and build nothing")
+    add("--jobs", type=int, help="candidates built at a time; default: the cores")
     options = parser.parse_args()
     end, say = time.monotonic() + 60 * options.minutes, Stopwatch()
     console = Console(highlight=False)
@@ -52,20 +61,29 @@ def main() -> None:
         trials=options.trials,
         logs=options.logs,
         move_aside=options.move_aside,
+        builds=options.builds,
+        prepare=options.prepare,
+        built_only=options.built_only,
+        jobs=options.jobs,
     )
-    gpu = cuda_driver.gpu()
-    say(f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}, driver for CUDA {gpu.driver}")
+    gpu = None if options.prepare else cuda_driver.gpu()
+    if gpu is not None:
+        say(f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}, driver for CUDA {gpu.driver}")
     networks = read_networks(job, console)
     failed = False
     for entry in options.targets.split(","):
         target, _, share = entry.partition(":")
         hours = max(0.0, float(share or 1) * (end - time.monotonic()) / 3600)
-        say(f"tuning for {target}, {60 * hours:.1f} minutes")
+        say(
+            f"{'preparing' if options.prepare else 'tuning'} for {target}, {60 * hours:.1f} minutes"
+        )
         try:
             folder = tune(dataclasses.replace(job, target=target, hours=hours), console, networks)
         except IntswinError as error:
             say(f"{target}: {error}")
             failed = True
+            continue
+        if gpu is None:
             continue
         write_readme(folder, job, target, gpu)
         say(f"wrote {folder}")

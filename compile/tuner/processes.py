@@ -98,6 +98,12 @@ class Pool:
         self, seconds: float, function: Callable[..., Any], arguments: Iterable[tuple]
     ) -> list[Any]:
         """The results in order, a WorkerError in place of each that failed."""
+        return list(self.results(seconds, function, arguments))
+
+    def results(
+        self, seconds: float, function: Callable[..., Any], arguments: Iterable[tuple]
+    ) -> Iterator[Any]:
+        """`map`, each result as soon as those before it are there."""
 
         def call(one: tuple) -> Any:
             with self._worker() as worker:
@@ -106,13 +112,14 @@ class Pool:
                 except WorkerError as error:
                     return error
 
-        return list(self._threads.map(call, arguments))
+        return self._threads.map(call, arguments)
 
     def close(self) -> None:
         """End all processes; calls that still run fail."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
 
     @contextlib.contextmanager
     def _worker(self) -> Iterator[Worker]:

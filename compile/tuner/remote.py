@@ -80,8 +80,10 @@ def compare(
         module["main"](*inputs, out)
         return out.numpy()
 
-    expected = result(_remote_module(session, reference))
-    modules = [_remote_module(session, path) for path in candidates]
+    # Each once: a file that is loaded must not be overwritten.
+    loaded = {path: _remote_module(session, path) for path in {reference, *candidates}}
+    expected = result(loaded[reference])
+    modules = [loaded[path] for path in candidates]
     for module in modules:
         different = np.count_nonzero(result(module) != expected)
         if different:

@@ -80,6 +80,14 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     raise TypeError(f"no tile has {len(values)} decisions")
 
 
+def tile_of_trace(trace: list, target: Target) -> Tile:
+    """The tile that a record's trace, as JSON, decided for."""
+    instructions, decisions = trace
+    sampled = [instructions[index] for index, _ in decisions]
+    values = [one[2][0][decision] for one, (_, decision) in zip(sampled, decisions, strict=True)]
+    return tile(target, values)
+
+
 def decided(shape: Shape, made: Mapping[str, int]) -> Tile:
     """The tile of all decisions."""
     return _tile_type(shape)(**made)

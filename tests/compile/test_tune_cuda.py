@@ -112,7 +112,7 @@ def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, cas
     assert len((folder / "journal.jsonl").read_text().splitlines()) == 4
     assert not log.broken
     (records,) = log.records.values()
-    best = tune.tile_of_trace(records[0].trace, target)
+    best = space.tile_of_trace(records[0].trace, target)
     assert best != space.default_tile(task.shape)
     mod = emit_operator(case, 2, target)
     described = tvm.IRModule({"main": prim_func(mod).with_attr("global_symbol", "main")})

@@ -17,6 +17,7 @@ from intswin.compile import tune, tuning_log
 from intswin.compile.build import build
 from intswin.compile.schedules.gemm import sample_linear, schedule_linear
 from intswin.compile.targets import get_target
+from intswin.compile.tuner import space
 from intswin.compile.tuner.store import JOURNAL, Store
 from intswin.models import integer_ops
 from intswin.models.errors import IntswinError
@@ -72,7 +73,7 @@ def test_compile_uses_the_best_record(logs):
         mod = emit_operator(case, 1, TARGET)
         workload = tuning_log.workload_module(kernel(mod))
         trace = log.records[tuning_log.workload_hash(workload)][0].trace
-        tile = tune.tile_of_trace(trace, TARGET)
+        tile = space.tile_of_trace(trace, TARGET)
         expected = s_tir.Schedule(workload)
         schedule_linear(expected, TARGET, tile)
         default = s_tir.Schedule(workload)
