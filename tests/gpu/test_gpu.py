@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from intswin.compile import cuda_check, cuda_driver, cuda_runtime, runtime
+from intswin.compile import cuda_check, cuda_driver, cuda_runtime, cuda_toolchain, runtime
 from intswin.compile.build import build, export
 from intswin.compile.emit import emit_kernels
 from intswin.compile.targets import get_target
@@ -51,6 +51,10 @@ def test_without_a_graph(relu, batch, expected):
 @pytest.mark.parametrize("code", ["own", "cuda-v100"])
 def test_every_kernel_alone(compiled, tmp_path, code):
     target = get_target(compiled.metadata["target"]["name"] if code == "own" else code)
+    try:
+        cuda_toolchain.check_installed(target)
+    except IntswinError as error:
+        pytest.skip(str(error))
     path = tmp_path / "kernels.so"
     export(build(emit_kernels(compiled.graph, BATCH, target), target), path, target)
     runtime.prepare_device(compiled.metadata)
