@@ -42,6 +42,14 @@ def test_without_torch(networks):
     run_tests(HERE / "fake_gpu/checks.py", FAKE_GPU_NETWORKS=networks)
 
 
+def test_tuning(tmp_path):
+    """Candidates are launched, checked and timed by graphs."""
+    python(HERE / "tune_program.py", tmp_path, 3, "cuda-h100")
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert all('"seconds"' in line for line in lines)
+
+
 @pytest.mark.slow
 def test_with_torch():
     """The shorter ones of the tests for a real GPU, so that they are right when there is one."""

@@ -16,13 +16,14 @@ from intswin.compile.schedules import cuda_kernels
 from intswin.compile.schedules.cuda_layer_norm import layer_norm_kernel
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.targets import get_target
+from intswin.compile.tuner import cuda_worker, space
 from intswin.compile.tuner import machines as machines_module
-from intswin.compile.tuner import space
 from intswin.compile.tuner.cuda_data import random_problem
 from intswin.compile.tuner.kernel_data import KernelSpec
 from intswin.compile.tuner.search import propose
 from intswin.compile.tuner.store import Store
 from intswin.compile.tuner.tasks import extract_tasks
+from intswin.compile.tuner.worker import WrongResultError
 from intswin.models.errors import IntswinError
 from operator_runner import emit_operator
 
@@ -200,6 +201,15 @@ def test_rows_of_large_problems_are_a_sample():
     assert len(rows) == len(set(rows)) == 1024
     assert (rows[0], rows[-1]) == (0, 60 * 49 - 1)
     assert (np.diff(rows) > 0).all()
+
+
+def test_one_wrong_number_is_found():
+    expected = np.zeros((3, 1 << 20), np.int16)
+    actual = expected.copy()
+    cuda_worker._compare(actual, expected)
+    actual[2, -1] = 1
+    with pytest.raises(WrongResultError, match="1 of 3145728 numbers are wrong"):
+        cuda_worker._compare(actual, expected)
 
 
 @pytest.mark.parametrize("case", [CASE, ATTENTION, LAYER_NORM], ids=lambda case: case.node.op)

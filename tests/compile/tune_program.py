@@ -1,4 +1,4 @@
-"""Tune small kernels; `python tune_program.py FOLDER TRIALS` tunes one, for tests that kill it."""
+"""Tune small kernels; `tune_program.py FOLDER TRIALS [TARGET]` tunes one, for other processes."""
 
 import sys
 import time
@@ -39,4 +39,4 @@ def tune_small(folder, trials, target_name="llvm", cases=CASES, **options):
 
 
 if __name__ == "__main__":
-    tune_small(sys.argv[1], int(sys.argv[2]), cases=ONE_CASE)
+    tune_small(sys.argv[1], int(sys.argv[2]), *sys.argv[3:], cases=ONE_CASE)
