@@ -273,9 +273,9 @@ def _gpu_conditions(options: BenchOptions) -> dict[str, Any]:
 
 
 def machine_conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """What any measurement here depends on; `packages` are added to the versions if installed."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    for name in packages:
+    """What any measurement here depends on, with the versions of more `packages` if installed."""
+    versions = {}
+    for name in (*PACKAGES, *packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {

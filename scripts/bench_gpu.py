@@ -10,8 +10,6 @@ does not change the speed. Left out for lack of time are the most expensive to b
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
 import os
 import platform
@@ -22,17 +20,20 @@ from typing import Any
 
 from rich.console import Console
 
+from intswin.compile import cuda_driver
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
 from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 
-PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "timm", "triton", "numpy", "cupy")
+PACKAGES = ("triton", "cupy")  # whose versions are recorded if they are installed
 MEASURE_SECONDS = 12.0  # a case, all contestants together
 
 
 def main() -> None:
     """Parse the command line, compile, race, write."""
     options = parse()
+    if not options.prepare:
+        cuda_driver.gpu()  # before minutes of compiling; the builders are spawned, not forked
     end, say = time.monotonic() + 60 * options.minutes, Stopwatch()
     cases = [case.rsplit(":", 1) for case in options.cases.split(",")]
     activations = options.activations.split(",")
@@ -83,7 +84,7 @@ def run_case(
     network: str, batch: int, options: argparse.Namespace, deadline: float, say: Say
 ) -> dict[str, Any]:
     """Race all contestants of one network and batch."""
-    import torch  # noqa: PLC0415 - builders must not inherit CUDA
+    import torch  # noqa: PLC0415 - a builder imports this script too
 
     from intswin.compile import gpu_bench  # noqa: PLC0415
     from intswin.compile import gpu_bench_contestants as who  # noqa: PLC0415
@@ -117,7 +118,7 @@ def profile(
     network: str, activation: str, batch: int, options: argparse.Namespace, say: Say
 ) -> Any:
     """Time every kernel of one of our networks; by kernel alone where operators share kernels."""
-    from intswin.compile import artifact, cuda_driver, gpu_peak, operator_profile  # noqa: PLC0415
+    from intswin.compile import artifact, gpu_peak, operator_profile  # noqa: PLC0415
     from intswin.compile import gpu_bench_contestants as who  # noqa: PLC0415
     from intswin.compile.gpu_bench import median_us  # noqa: PLC0415
 
@@ -143,26 +144,19 @@ def profile(
 
 def conditions() -> dict[str, Any]:
     """What the numbers depend on."""
-    from intswin.compile import cuda_driver, gpu_peak  # noqa: PLC0415
+    from intswin.compile import gpu_peak  # noqa: PLC0415
+    from intswin.compile.bench import machine_conditions  # noqa: PLC0415
 
     gpu = cuda_driver.gpu()
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     peak = gpu_peak.data_sheet(gpu.name)
     return {
+        **machine_conditions(PACKAGES),
         "device": gpu.name,
         "driver": gpu.driver,
         "gpu": vars(gpu),
         "peak": vars(peak) if peak else None,
         "weights": "random (swin_micro: trained); speed does not depend on them",
-        "system": platform.platform(),
         "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions,
         "command": script_command(),
     }
 

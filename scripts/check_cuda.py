@@ -5,7 +5,7 @@
 
 Every network is compared by its int32 logits, and every kernel of it alone on random inputs over
 its whole domain, so that a wrong kernel has a name. Code for cuda-v100 runs on a newer GPU by its
-PTX. Exit code 1: something differs, or could not be compiled or run.
+PTX. Exit code 1: something differs, or could not be compiled or run; 2: there is no GPU.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ BATCHES = {"swin_micro": 32, "swin_tiny_patch4_window7_224": 8}
 def main() -> None:
     """Parse the command line, make what is missing, compare."""
     options = parse()
+    if not options.prepare:
+        cuda_driver.gpu()  # before minutes of compiling; all processes are spawned, not forked
     say = Stopwatch()
     networks, activations = options.networks.split(","), options.activations.split(",")
     targets = options.targets.split(",")
@@ -71,7 +73,7 @@ def main() -> None:
         own = [row for row in rows if row["artifact"] == case.name]
         exact = sum(not row["different"] for row in own)
         say(f"{case.name}: {exact} of {len(own)} comparisons are bit-exact")
-    Console(width=150).print(table(rows), f"on {device()}")
+    Console(width=150).print(table(rows), f"on {cuda_driver.gpu().name}")
     wrong = [row for row in rows if row["different"]]
     print(f"{len(rows) - len(wrong)} of {len(rows)} comparisons are bit-exact", flush=True)
     sys.exit(1 if wrong else 0)
@@ -234,20 +236,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def device() -> str:
-    """The name of the GPU, or why there is none."""
-    try:
-        return cuda_driver.gpu().name
-    except IntswinError as error:
-        return str(error)
-
-
 def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Keep what is known so far."""
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": script_command(),
-        "device": device(),
+        "device": cuda_driver.gpu().name,
         "python": platform.python_version(),
         "rows": rows,
     }

@@ -1,5 +1,6 @@
-"""Every target that compiles has its script."""
+"""Every target that compiles has its script; scripts for a GPU say so where there is none."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,22 @@ def test_compile_script_of_cuda_target(target):
     source = (SCRIPTS / f"compile_{target.replace('-', '_')}.py").read_text()
     assert f'sys.argv[1:1] = ["compile", "--target", "{target}"]' in source
     compile(source, target, "exec")
+
+
+@pytest.mark.parametrize("name", ["check_cuda", "bench_gpu", "tune_cuda"])
+def test_scripts_for_a_gpu_compile_nothing_without_one(tmp_path, name):
+    """One line within seconds, not after minutes of compiling."""
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / f"{name}.py"],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: this machine cannot run CUDA code: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
