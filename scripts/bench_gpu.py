@@ -165,7 +165,6 @@ def save(result: dict[str, Any], path: Path, say: Say) -> None:
     """Write what is known so far."""
     from intswin.compile import gpu_bench_report  # noqa: PLC0415
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     say("wrote " + ", ".join(str(file) for file in gpu_bench_report.write(result, path)))
 
 

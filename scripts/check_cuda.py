@@ -32,6 +32,7 @@ from intswin.compile.cuda_check import FAILED, Comparison
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
 from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
+from intswin.models.files import write_file
 from intswin.models.preprocess import Preprocess
 
 # Between two comparisons, with the start of CUDA and the reference: a kernel may hang.
@@ -245,8 +246,7 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "rows": rows,
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=1))
+    write_file(options.json, json.dumps(result, indent=1).encode())
 
 
 if __name__ == "__main__":
