@@ -22,6 +22,7 @@ from torch import nn
 
 from intswin.models.activation import mlps
 from intswin.models.augment import Augment
+from intswin.models.card import write_card
 from intswin.models.checkpoint import load_checkpoint, save_checkpoint
 from intswin.models.command import intswin_command
 from intswin.models.distill import DistillTrainer, accuracy
@@ -36,7 +37,6 @@ from intswin.models.processes import Processes, join_processes
 from intswin.models.reconstruct import ReconstructOptions, reconstruct
 from intswin.models.replacement import check_schedule, replacement_steps
 from intswin.models.swin import SWIN_MICRO, create_model, embedded_checkpoint, model_preprocess
-from intswin.models.training_run import write_card
 
 if TYPE_CHECKING:
     from intswin.compile.calibrate import Calibration

@@ -1,8 +1,8 @@
 """Swap the activation of a network's MLPs, and nothing else.
 
 The paper's point: GELU in every Swin MLP becomes ReLU, which an integer GEMM does for free in its
-epilogue. The swap alone costs accuracy; ``scripts/train_student.py`` wins it back. Only timm's
-``Mlp`` is looked for, which Swin, ViT and DeiT share.
+epilogue. The swap alone costs accuracy; ``distill.py`` wins it back. Only timm's ``Mlp`` is looked
+for, which Swin, ViT and DeiT share.
 """
 
 from __future__ import annotations

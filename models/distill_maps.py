@@ -1,15 +1,13 @@
-"""What the student is taught: the label, the teacher's classes, and the teacher's feature maps.
+"""What the GELU Swin is taught: the label, the teacher's classes, and the teacher's feature maps.
 
 9469 photos of 10 classes say too little to train a Swin from scratch, and 10 soft labels hardly
 more. A teacher's maps before pooling are thousands of numbers a photo, and those of a convolution
 network bring the locality that a transformer would have to learn from far more photos (locality
-guidance, Li et al., arXiv 2207.10026). So two teachers share one loss:
+guidance, Li et al., arXiv 2207.10026). So a MobileNetV2 of ImageNet-1k teaches the Swin all its
+1000 classes, and its maps at strides 8, 16 and 32, through linear layers that are dropped
+afterwards.
 
-- MobileNetV2 of ImageNet-1k teaches the GELU Swin all its 1000 classes and its maps at strides 8,
-  16 and 32, through linear layers that are dropped afterwards;
-- the GELU Swin teaches the ReLU Swin its classes and its own stages' maps, which need no layer.
-
-This trains the embedded float networks; `distill.py` turns GELU into ReLU iteratively.
+This trains the embedded GELU network; ``distill.py`` makes the ReLU network of it.
 """
 
 from __future__ import annotations
@@ -78,14 +76,13 @@ class MobileNetTeacher(nn.Module):
 class Distillation(TaughtLoss):
     """The training loss of one student under one frozen teacher.
 
-    ``label_rows`` are the student's outputs that stand for the data's classes: all of them, or
-    the 10 of ImageNet's 1000 while the student learns all of the teacher's.
+    ``label_rows`` are the outputs, of ImageNet's 1000, that stand for the data's classes.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: SwinStages | MobileNetTeacher,
+        teacher: MobileNetTeacher,
         label_rows: Sequence[int],
         *,
         label_weight: float,
@@ -98,7 +95,7 @@ class Distillation(TaughtLoss):
         self.temperature = temperature
         self.register_buffer("label_rows", torch.tensor(label_rows), persistent=False)
         self.projections = nn.ModuleList(
-            nn.Identity() if own == taught else nn.Linear(own, taught)
+            nn.Linear(own, taught)
             for own, taught in zip(self.student.channels, teacher.channels, strict=True)
         )
 

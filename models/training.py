@@ -1,4 +1,4 @@
-"""One training loop for the teacher and the student, on a wall-clock budget.
+"""The training loop of the GELU Swin under its MobileNetV2, on a wall-clock budget.
 
 The learning rate follows a cosine over the time budget, not over a step count, so that a run of
 ``minutes`` ends annealed on whatever GPU it finds; torch.compile's first step is not counted. A run
@@ -10,7 +10,7 @@ any choice by validation accuracy: the last EMA weights are the result, validati
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from intswin.models.augment import Augment, normalize
+from intswin.models.data import ImageSet
+from intswin.models.distill_data import load_pixels
 from intswin.models.distill_maps import Distillation
 from intswin.models.errors import IntswinError
 from intswin.models.files import write_atomically
@@ -52,6 +54,20 @@ class Photos:
 
     images: Tensor
     labels: Tensor
+
+
+def load_photos(
+    packs: Sequence[Path], preprocess: Preprocess, device: str, limit: int | None
+) -> tuple[Photos, ImageSet]:
+    """Decode labeled packs onto the device; the second value describes the classes.
+
+    Raises IntswinError when one has no labels, or other classes than the first.
+    """
+    pixels = load_pixels(packs, preprocess, device, limit)
+    if pixels.labels is None:
+        names = " or ".join(map(str, packs))
+        raise IntswinError(f"{names} has no labels; give class folders or a pack")
+    return Photos(pixels.images, pixels.labels), pixels.described
 
 
 def augmented_batches(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from intswin.models.card import measure_card
 from intswin.models.errors import run_script
-from intswin.models.training_run import measure_card
 
 
 def main() -> None:
