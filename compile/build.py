@@ -15,7 +15,6 @@ from tvm.support.cc import get_cc
 from tvm.target import Target
 from tvm.tirx import get_tir_pipeline, register_tir_pipeline
 
-from intswin.compile.cuda_overlap import overlap_launches
 from intswin.compile.cuda_toolchain import KernelCompiler
 from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.stack_buffers import keep_small_buffers_on_stack
@@ -51,7 +50,7 @@ def build_with_report(
     reports: list[IntegerOnlyReport] = []
     if is_cuda(target):
         pipeline, relax_pipeline = (
-            _checked_cuda_pipeline(target, reports, float_kernels),
+            _checked_cuda_pipeline(reports, float_kernels),
             _relax_cuda_pipeline(target),
         )
     else:
@@ -119,9 +118,7 @@ def _checked_pipeline(reports: list[IntegerOnlyReport]) -> tuple:
     return _pipeline(check)
 
 
-def _checked_cuda_pipeline(
-    target: Target, reports: list[IntegerOnlyReport], float_kernels: str | None
-) -> tuple:
+def _checked_cuda_pipeline(reports: list[IntegerOnlyReport], float_kernels: str | None) -> tuple:
     """TVM's default lowering, and the check behind the last pass of the host and of the kernels.
 
     The host's code checks arguments and launches kernels; the kernels' report comes last.
@@ -145,7 +142,7 @@ def _checked_cuda_pipeline(
         return mod
 
     return (
-        tvm.transform.Sequential([lower, note_kernels, *overlap_launches(target)]),
+        tvm.transform.Sequential([lower, note_kernels]),
         lambda: tvm.transform.Sequential([finalize_host(), check]),
         lambda: tvm.transform.Sequential([finalize_device(), check]),
     )

@@ -208,14 +208,6 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
         "\n  return __funnelshift_rc(x, 0u, bits);\n",
     ),
     "intswin_leading_zeros": ("int", "int x", "\n  return __clz(x);\n"),
-    "intswin_after_previous_kernel": (
-        "void",
-        "",
-        """
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-""",
-    ),
 }
 
 DEVICE_FUNCTIONS = frozenset(_FUNCTIONS)
@@ -266,11 +258,6 @@ def ldmatrix_x2(registers: Expr, address: Expr) -> Expr:
     registers are the fragment `b`: lane l gives column n + l % 8, byte k + 16 * (l // 8 % 2).
     """
     return _call("intswin_ldmatrix_x2", registers, address)
-
-
-def after_previous_kernel() -> Expr:
-    """Let the next kernel be launched, and wait for the end of the one before; sm_90."""
-    return _call("intswin_after_previous_kernel")
 
 
 def cp_async_16(address: Expr, source: Expr, size: Expr | int = 16) -> Expr:

@@ -153,10 +153,6 @@ static inline void cp_async_wait_all() {
   wait_for_copies(0);
 }
 
-// Kernels run one after the other here: each begins when the one before it has ended.
-static inline void griddepcontrol_launch_dependents() {}
-static inline void griddepcontrol_wait() {}
-
 #define EMU_DP4A(NAME, A, B)                                              \
   template <class R>                                                      \
   static inline void NAME(R& d, unsigned a, unsigned b, unsigned c) {     \
