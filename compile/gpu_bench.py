@@ -61,7 +61,8 @@ def race(
         say: is given progress.
 
     Returns:
-        for each a row of `bench.summary` with its label, or {"label", "reason"} without numbers.
+        for each a row of `bench.summary` with its label, or {"label", "reason"} without numbers;
+        no row has a ratio when the first contestant has no numbers.
     """
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Call] = {}
@@ -88,10 +89,12 @@ def race(
         calls[one.name] = call
         say(f"{one.name}: ready after {time.monotonic() - start:.1f} s")
     samples = _take_turns(calls, counts, time_calls, measure_seconds, deadline)
-    base = next(iter(samples.values()), [])
+    base = samples.get(contestants[0].name)
     for name, times in samples.items():
-        rows[name] |= summary(times, batch, base)
+        rows[name] |= summary(times, batch, base or times)
         rows[name]["calls_a_sample"] = counts[name]
+        if base is None:
+            del rows[name]["ratio"]  # to nothing
     return rows
 
 

@@ -29,7 +29,7 @@ def table(result: dict[str, Any]) -> Table:
         cells = []
         for case in cases:
             row = case["rows"].get(name, {})
-            cells.append(f"{row['median_ms']:.3f} ({row['ratio']:.2f})" if "ratio" in row else "-")
+            cells.append(_cell(row))
         shown.add_row(label, *cells)
     return shown
 
@@ -77,12 +77,19 @@ def _draw(axes: Axes, case: dict[str, Any], rows: list[tuple[str, dict[str, Any]
     speeds = [1e3 * case["batch"] / row["median_ms"] for _, row in rows]
     colors = [OURS if name.startswith("ours") else OTHERS for name, _ in rows]
     texts = [
-        f"{speed:.0f}  ({row['median_ms']:.3f} ms, {row['ratio']:.2f}x)"
+        f"{speed:.0f}  ({row['median_ms']:.3f} ms"
+        + (f", {row['ratio']:.2f}x)" if "ratio" in row else ")")
         for speed, (_, row) in zip(speeds, rows, strict=True)
     ]
     draw_bars(axes, [row["label"] for _, row in rows], speeds, texts, colors)
     axes.set_xlabel("images a second (median ms a batch, times ours ReLU)")
     axes.set_title(f"{_short(case['network'])}, batch {case['batch']}", fontsize=11)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "median_ms" not in row:
+        return "-"
+    return f"{row['median_ms']:.3f}" + (f" ({row['ratio']:.2f})" if "ratio" in row else "")
 
 
 def _labels(result: dict[str, Any]) -> dict[str, str]:

@@ -106,7 +106,7 @@ def run_case(
     }
     for name, row in rows.items():
         if "median_ms" in row:
-            say(f"{network} batch {batch}: {name} {row['median_ms']:.4f} ms ({row['ratio']:.2f}x)")
+            say(f"{network} batch {batch}: {name} {row['median_ms']:.4f} ms")
     if options.profile:
         names = [name for name in activations if name in ("relu", "igelu")]
         case["profile"] = {name: profile(network, name, batch, options, say) for name in names}

@@ -7,9 +7,12 @@ folder, each with its own rows or seeds. Writes JSON, a table and a plot of what
 (experiment_distill_report.py).
 
 Rows that train have the same budget of steps. Columns: float top-1 in float32; int8 top-1 of the
-integer-only network after post-training quantization, computed by the fake-quantized network, which
-equals the integer reference (tests/models/test_fake_quantize.py) and is compared with it here on a
-few images; the same after quantization-aware training; seconds of training.
+integer-only network after post-training quantization, computed by the fake-quantized network on a
+GPU and by the compiled one on a CPU, which both equal the integer reference and are compared with
+it here on a few images; the same after quantization-aware training; seconds of training.
+
+With --train-only the integers are left for another call, perhaps on another machine: the work
+folder holds the trained networks.
 """
 
 from __future__ import annotations
@@ -24,15 +27,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from experiment_distill_report import slug, write_results
 from torch import nn
 
+from intswin.compile import pipeline, runtime
 from intswin.compile.distill import integer_network
+from intswin.compile.targets import get_target
 from intswin.models import integer_reference
 from intswin.models.activation import replace_activation
 from intswin.models.augment import Augment
-from intswin.models.checkpoint import read_state_dict, save_checkpoint
+from intswin.models.checkpoint import save_checkpoint
 from intswin.models.distill import DistillTrainer, accuracy
 from intswin.models.distill_data import Batches, Pixels, load_pixels
 from intswin.models.distill_loss import BlockDistillation, LossWeights
@@ -122,6 +128,9 @@ def main() -> None:
                     experiment.check_time()
                     experiment.report(f"== {row}, seed {seed}")
                     fields = run_row(experiment, row, seed)
+                    if fields is None:
+                        experiment.report(f"trained {row}, seed {seed}")
+                        continue
                     write_file(result, (json.dumps(fields, indent=1) + "\n").encode())
                     experiment.report(json.dumps(fields))
     except OutOfTimeError:
@@ -130,11 +139,40 @@ def main() -> None:
     print("finished" if finished else "out of time; run the same command again to go on")
 
 
-def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
-    """Make one student and measure it."""
+def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any] | None:
+    """Make one student, if it is not there, and measure it; None: the integers are left."""
+    arguments = experiment.arguments
+    checkpoint = arguments.work / f"{slug(row)}_{seed}.safetensors"
+    trained = checkpoint.with_suffix(".trained")
+    if not trained.exists():
+        student, seconds = _student(experiment, row, seed)
+        student.eval()
+        save_checkpoint(student, checkpoint)
+        fields = {"row": row, "seed": seed, "seconds": round(seconds, 1)}
+        fields |= {"run": _described(arguments), "float_top1": _top1(student, experiment)}
+        write_file(trained, json.dumps(fields).encode())
+    fields = json.loads(trained.read_text())
+    if ROWS[row]["method"] == "teacher":
+        return fields  # GELU has its own integer forms: intswin evaluate --table
+    if arguments.train_only:
+        return None
+    # quantize what was stored: float16 weights
+    activation = {"activation": "relu", "drop_fc1_bias": ROWS[row].get("drop_fc1_bias", False)}
+    student = create_model(
+        arguments.network, num_classes=arguments.num_classes, checkpoint=checkpoint, **activation
+    ).to(arguments.device)
+    graph, _ = integer_network(student, experiment.training)
+    fields["int8_top1"] = _int8_top1(student, graph, experiment)
+    if row in arguments.qat_rows:
+        state = checkpoint.with_suffix(".state.qat.pth")
+        fields["qat_int8_top1"] = _qat(experiment, student, graph, seed, state)
+    return fields
+
+
+def _student(experiment: Experiment, row: str, seed: int) -> tuple[nn.Module, float]:
+    """Make the student of a row; the second value is the seconds that it took."""
     how, arguments = ROWS[row], experiment.arguments
     state = arguments.work / f"{slug(row)}_{seed}.state.pth"
-    checkpoint = state.with_name(f"{slug(row)}_{seed}.safetensors")
     student = copy.deepcopy(experiment.teacher).requires_grad_(True)
     seconds_file = state.with_suffix(".seconds")
     before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
@@ -160,31 +198,14 @@ def run_row(experiment: Experiment, row: str, seed: int) -> dict[str, Any]:
     except OutOfTimeError:
         seconds_file.write_text(str(before + time.monotonic() - started))
         raise
-    seconds = before + time.monotonic() - started if how["method"] not in ("teacher",) else 0.0
-    student.eval()
-    save_checkpoint(student, checkpoint)
-    fields: dict[str, Any] = {
-        "row": row,
-        "seed": seed,
-        "seconds": round(seconds, 1),
-        "run": _described(arguments),
-    }
-    fields["float_top1"] = _top1(student, experiment)
-    if how["method"] == "teacher":
-        return fields  # GELU has its own integer forms: intswin evaluate --table
-    # quantize what was stored: float16 weights
-    student.load_state_dict(read_state_dict(checkpoint))
-    graph, _ = integer_network(student, experiment.training)
-    fields["int8_top1"] = _int8_top1(student, graph, experiment)
-    if row in arguments.qat_rows:
-        trained = _qat(experiment, student, graph, seed, state.with_suffix(".qat.pth"))
-        fields["qat_int8_top1"] = trained
-    return fields
+    if how["method"] in ("teacher", "swap"):
+        return student, 0.0
+    return student, before + time.monotonic() - started
 
 
 def _described(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row depends on, and where and when it was made."""
-    ignored = ("work", "results", "minutes", "rows", "seeds")
+    ignored = ("work", "results", "minutes", "rows", "seeds", "train_only")
     given = {k: v for k, v in vars(arguments).items() if k not in ignored}
     given["data"] = [path.name for path in arguments.data]
     given["validation"] = arguments.validation.name
@@ -257,15 +278,27 @@ def _qat(
 
 def _int8_top1(student: nn.Module, graph: IntegerGraph, experiment: Experiment) -> float:
     """Top-1 of the integer-only network, calibrated on training images."""
-    preprocess = experiment.validation.described.preprocess
-    fake = FakeQuantized(student, graph, preprocess)
-    pixels = experiment.validation.images[:CHECKED_IMAGES].permute(0, 2, 3, 1)
-    reference = integer_reference.run(graph, pixels.cpu().numpy())
-    with torch.no_grad():
-        steps = fake.run_all(pixels)[graph.nodes[-1].name][:, 0]
-    if not torch.equal(steps.cpu().double(), torch.from_numpy(reference).double()):
-        raise RuntimeError("the fake-quantized network is not the integer network")
-    return _top1(fake, experiment)
+    validation = experiment.validation
+    preprocess = validation.described.preprocess
+    pixels = validation.images.permute(0, 2, 3, 1)
+    reference = integer_reference.run(graph, pixels[:CHECKED_IMAGES].cpu().numpy())
+    if experiment.arguments.device.startswith("cuda"):
+        fake = FakeQuantized(student, graph, preprocess)
+        with torch.no_grad():
+            steps = fake.run_all(pixels[:CHECKED_IMAGES])[graph.nodes[-1].name][:, 0]
+        same = torch.equal(steps.cpu().double(), torch.from_numpy(reference).double())
+        top1 = _top1(fake, experiment)
+    else:
+        options = pipeline.CompileOptions(batch=8)
+        network = pipeline.FloatNetwork(student, None, None, preprocess)
+        built = pipeline.build_integer_network(options, network, graph, get_target("llvm"))
+        logits = runtime.open_network(built.library, built.metadata).logits(pixels.numpy())
+        same = np.array_equal(logits[:CHECKED_IMAGES], reference)
+        assert validation.labels is not None
+        top1 = round(100 * float(np.mean(logits.argmax(1) == validation.labels.numpy())), 3)
+    if not same:
+        raise RuntimeError("the measured network is not the integer network")
+    return top1
 
 
 def _top1(model: nn.Module, experiment: Experiment) -> float:
@@ -341,6 +374,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=1e9, help="stop after so many minutes of this call")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the rows that train")
     add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
+    add("--train-only", action="store_true", help="leave the integers for another call")
     add("--steps", type=int, default=1500, help="training budget of each row that trains")
     add("--reconstruct-steps", type=int, default=1000, help="steps of each reconstructed block")
     add("--qat-rows", nargs="*", default=["iterative by block"], help="that are also finished so")

@@ -113,8 +113,16 @@ def test_the_experiment_writes_its_results(tmp_path, pack):
     assert stopped.returncode == 0, stopped.stderr
     assert "out of time" in stopped.stdout
     assert not (tmp_path / "results").exists()
+    trained = subprocess.run(
+        [*command, "--train-only"], capture_output=True, text=True, check=False
+    )
+    assert trained.returncode == 0, trained.stderr
+    weights = (tmp_path / "work" / "one-shot_0.safetensors").read_bytes()
+    assert not (tmp_path / "work" / "one-shot_0.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "one-shot_0.safetensors").read_bytes() == weights
+    assert "step 1" not in done.stdout.split("one-shot, seed 0")[1].split("{")[0]
     stem = tmp_path / "results" / "distill_swin_micro"
     rows = {r["row"]: r for r in json.loads(stem.with_suffix(".json").read_text())}
     assert set(rows) == {"GELU teacher", "one-shot"}

@@ -69,7 +69,7 @@ def test_a_failure_and_a_lack_of_time_leave_the_others(clock):
     assert rows["ours-relu"]["reason"] == "no such artifact"
     assert rows["torch-graph-gelu"]["reason"] == "inductor says: ... no"
     assert "no time left" in rows["torch-max-autotune-gelu"]["reason"]
-    assert rows["torch-eager-gelu"]["ratio"] == 1.0
+    assert "median_ms" in rows["torch-eager-gelu"] and "ratio" not in rows["torch-eager-gelu"]
     assert speedups(rows) == {}
     assert any("FAILED: inductor says: ... no" in line for line in said)
 
