@@ -51,7 +51,7 @@ def measure_card(
         "top5_percent": round(top5, 2),
         "images": len(photos.labels),
         "pack": pack.name,
-        "measured": f"float32 arithmetic on the file as stored, torch {torch.__version__}, {device}",
+        "measured": f"float32 arithmetic on the stored file, torch {torch.__version__}, {device}",
     }
     write_card(checkpoint, card)
     print(f"{checkpoint.name}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(photos.labels)}")
