@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import itertools
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -28,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import tvm
-import tvm_ffi
 from rich.console import Console
 from tvm import relax
 
@@ -39,9 +36,9 @@ from intswin.compile.separate_gelu import emit_separate
 from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
 from intswin.compile.tuner import in_network
+from intswin.compile.tuner.log_readme import write_log_readme
 from intswin.compile.tuner.store import Store
 from intswin.models import integer_reference
-from intswin.models.command import script_command
 from intswin.models.errors import run_script
 from intswin.models.integer_graph import IntegerGraph
 
@@ -142,25 +139,12 @@ def drop_slower(
 
 def write_readme(folder: Path, target: str) -> None:
     """Say next to a log where it comes from."""
-    log = tuning_log.read_log(folder)
-    trials = len((folder / "journal.jsonl").read_text().splitlines())
-    kept = sum(map(len, log.records.values()))
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    command = script_command()
-    (folder / "README.md").write_text(
-        f"""# Tuning log of {folder.name}
-
-- Networks: {", ".join(NETWORKS)}; ReLU, i-GELU and i-GELU in a kernel of its own; \
-batch 1 and 8; target `{target}`.
-- CPU: {host_cpu.cpu_name()} ({get_target("llvm").attrs["mcpu"]}), {host_cpu.usable_cores()} cores.
-- Date: {date}. Last command, which went on where earlier ones had stopped: `{command}`.
-- Versions: apache-tvm {tvm.__version__}, apache-tvm-ffi {tvm_ffi.__version__}, \
-Python {platform.python_version()}.
-- {trials} trials; {len(log.records)} kernels are faster than by default, with {kept} records.
-
-The files are MetaSchedule's JSON database; docs/tuning.md says how `intswin compile` uses them.
-"""
+    tuned = (
+        f"{', '.join(NETWORKS)}; ReLU, i-GELU and i-GELU in a kernel of its own; "
+        f"batch 1 and 8; target `{target}`"
     )
+    cpu = f"{host_cpu.cpu_name()} ({get_target('llvm').attrs['mcpu']})"
+    write_log_readme(folder, tuned, f"CPU: {cpu}, {host_cpu.usable_cores()} cores")
 
 
 if __name__ == "__main__":

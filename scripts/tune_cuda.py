@@ -2,36 +2,32 @@
 
     python scripts/tune_cuda.py --minutes 6
 
+or, where a GPU is scarce, with the candidates built ahead on a machine without one:
+
+    python scripts/tune_cuda.py --prepare --builds out/builds --minutes 60
+    python scripts/tune_cuda.py --builds out/builds --built-only --minutes 6
+
 Code for cuda-h100 is tuned on an H100. Code for cuda-v100 is tuned on the same card, which runs its
 compute_70 PTX: a proxy, not a V100, and the README in its folder says so. Every batch of candidates
 is in the log when it is done: killed or out of time, it goes on where it stopped when it is run
 again. Each record was compared with the NumPy reference on random inputs over the whole domain.
-
-    python scripts/tune_cuda.py --prepare --builds out/builds --minutes 60      # without a GPU
-    python scripts/tune_cuda.py --builds out/builds --built-only --minutes 6
-
-builds ahead what the first batch of every kernel needs, so that the GPU only measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import platform
 import sys
 import time
 from pathlib import Path
 
-import tvm
-import tvm_ffi
 from rich.console import Console
 
-from intswin.compile import cuda_driver, tuning_log
+from intswin.compile import cuda_driver
 from intswin.compile.gpu_artifacts import Stopwatch
 from intswin.compile.targets import cuda_arch, get_target
 from intswin.compile.tune import TuneOptions, read_networks, tune
-from intswin.models.command import script_command
+from intswin.compile.tuner.log_readme import write_log_readme
 from intswin.models.errors import IntswinError, run_script
 
 
@@ -92,38 +88,20 @@ def main() -> None:
 
 def write_readme(folder: Path, job: TuneOptions, target: str, gpu: cuda_driver.Gpu) -> None:
     """Say next to a log where it comes from."""
-    log = tuning_log.read_log(folder)
-    journal = folder / "journal.jsonl"
-    trials = len(journal.read_text().splitlines()) if journal.exists() else 0
-    kept = sum(map(len, log.records.values()))
-    arch = cuda_arch(get_target(target))
-    own = arch == 10 * gpu.capability[0] + gpu.capability[1]
-    proxy = (
-        ""
-        if own
-        else f"""
-This log is a proxy: no {target.removeprefix("cuda-").upper()} was at hand. The candidates are \
-sm_{arch} code without tensor cores (dp4a),
-which the driver compiled from compute_{arch} PTX for the GPU above. What is best there need not be
-best on the real card; tune again on one.
-"""
+    tuned = (
+        f"{', '.join(job.networks)}; {', '.join(job.activations)}; "
+        f"batch {', '.join(map(str, job.batches))}; target `{target}`"
     )
-    command = script_command()
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    (folder / "README.md").write_text(
-        f"""# Tuning log of {folder.name}
-
-- Networks: {", ".join(job.networks)}; {", ".join(job.activations)}; \
-batch {", ".join(map(str, job.batches))}; target `{target}`.
-- GPU: {gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]}), driver for CUDA {gpu.driver}.
-- Date: {date}. Command: `{command}`.
-- Versions: apache-tvm {tvm.__version__}, apache-tvm-ffi {tvm_ffi.__version__}, \
-Python {platform.python_version()}.
-- {trials} trials; {len(log.records)} kernels are faster than by default, with {kept} records.
-{proxy}
-The files are MetaSchedule's JSON database; docs/tuning.md says how `intswin compile` uses them.
-"""
-    )
+    capability = f"sm_{gpu.capability[0]}{gpu.capability[1]}"
+    arch, note = cuda_arch(get_target(target)), ""
+    if arch != 10 * gpu.capability[0] + gpu.capability[1]:
+        name = target.removeprefix("cuda-").upper()
+        note = f"""\
+This log is a proxy: no {name} was at hand. The candidates are sm_{arch} code without tensor cores
+(dp4a), which the driver compiled from compute_{arch} PTX for the GPU above. What is best there need
+not be best on the real card; tune again on one."""
+    machine = f"GPU: {gpu.name} ({capability}), driver for CUDA {gpu.driver}"
+    write_log_readme(folder, tuned, machine, note)
 
 
 if __name__ == "__main__":
