@@ -33,9 +33,9 @@ class Builds:
 
     def __init__(self, folder: Path, target: Target) -> None:
         """Read the folder, which need not exist."""
-        context = json.dumps(
-            [json.loads(str(target)), tuning_log.fingerprint(target)], sort_keys=True
-        )
+        attributes = json.loads(str(target))
+        attributes.pop("num-cores", None)  # of the machine that asks; the code is for any number
+        context = json.dumps([attributes, tuning_log.fingerprint(target)], sort_keys=True)
         self._folder = folder / f"{tuning_log.log_name(target)}-{_hash(context.encode())}"
         self._target = target
         self._found: dict[str, dict[Tile, Path]] = {}
