@@ -223,8 +223,8 @@ def _timed(call: Callable[[], Any]) -> list[float]:
     return times
 
 
-def summary(seconds: list[float], batch: int, base: list[float]) -> dict[str, Any]:
-    """A report's row: `seconds` of each call of one batch, compared with those of `base`."""
+def summary(seconds: list[float], batch: int, base: list[float] | None = None) -> dict[str, Any]:
+    """A report's row: `seconds` of each call of one batch, and their ratio to those of `base`."""
     times = 1e3 * np.array(seconds)
     median = float(np.median(times))
     return {
@@ -234,7 +234,7 @@ def summary(seconds: list[float], batch: int, base: list[float]) -> dict[str, An
         "min_ms": round(float(times.min()), 4),
         "max_ms": round(float(times.max()), 4),
         "images_per_s": round(1e3 * batch / median, 2),
-        "ratio": round(median / (1e3 * float(np.median(base))), 4),
+        **({} if base is None else {"ratio": round(median / (1e3 * float(np.median(base))), 4)}),
         "samples_ms": [round(float(t), 4) for t in times],
     }
 

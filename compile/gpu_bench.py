@@ -91,10 +91,8 @@ def race(
     samples = _take_turns(calls, counts, time_calls, measure_seconds, deadline)
     base = samples.get(contestants[0].name)
     for name, times in samples.items():
-        rows[name] |= summary(times, batch, base or times)
+        rows[name] |= summary(times, batch, base)
         rows[name]["calls_a_sample"] = counts[name]
-        if base is None:
-            del rows[name]["ratio"]  # to nothing
     return rows
 
 

@@ -134,8 +134,8 @@ def _point(entrant: coordinator.Entrant) -> dict[str, Any]:
     if entrant.reason:
         return {**point, "reason": entrant.reason}
     samples = [t for times in entrant.rounds for t in times]
-    numbers = summary(samples, task.batch, samples)
-    del numbers["samples_ms"], numbers["ratio"]
+    numbers = summary(samples, task.batch)
+    del numbers["samples_ms"]
     return {
         **point,
         **numbers,
