@@ -36,6 +36,7 @@ class Worker:
         self._context.set_forkserver_preload([_PRELOAD])
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._ending = threading.Lock()  # Pool.close kills while the thread of a call may do so too
 
     def call(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(*arguments)` in the process; both must be picklable.
@@ -46,12 +47,13 @@ class Worker:
         """
         if self._process is None:
             self._start()
-        assert self._pipe is not None
+        pipe = self._pipe
+        assert pipe is not None
         try:
-            self._pipe.send((function, arguments))
-            if not self._pipe.poll(seconds):
+            pipe.send((function, arguments))
+            if not pipe.poll(seconds):
                 raise WorkerError(f"no answer in {seconds:g} s")
-            done, result = self._pipe.recv()
+            done, result = pipe.recv()
         except (OSError, EOFError) as error:
             code = self.kill()
             raise WorkerError(f"the process died (exit code {code})") from error
@@ -64,15 +66,16 @@ class Worker:
 
     def kill(self) -> int | None:
         """End the process at once and give its exit code."""
-        if self._process is None:
-            return None
-        assert self._pipe is not None
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
-        code = self._process.exitcode
-        self._process = self._pipe = None
-        return code
+        with self._ending:
+            if self._process is None:
+                return None
+            assert self._pipe is not None
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            code = self._process.exitcode
+            self._process = self._pipe = None
+            return code
 
     def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()

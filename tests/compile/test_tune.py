@@ -186,6 +186,19 @@ def test_interrupted_call_kills_its_worker():
     one.kill()
 
 
+def test_a_pool_is_closed_under_running_calls():
+    """The threads of the calls and the one that closes kill the same workers."""
+    for _ in range(5):
+        pool = Pool(4)
+        pool.map(10, os.getpid, [()] * 8)
+        results = pool.results(60, time.sleep, [(60,)] * 4)
+        time.sleep(0.1)
+        start = time.monotonic()
+        pool.close()
+        assert all(isinstance(result, WorkerError) for result in results)
+        assert time.monotonic() - start < 10
+
+
 def test_equal_kernels_are_one_task():
     rng = np.random.default_rng(0)
     cases = [graphs.random_linear(rng, 49, 64, 128, zero_point=0) for _ in range(2)]
