@@ -149,7 +149,7 @@ def distill(options: DistillOptions, report: Report = print) -> Distilled:
         result = Distilled(student, taught, top1, agreement)
     if processes.is_first:
         _store(options, result, pixels, validation, report)
-    processes.wait()
+    processes.leave()
     return result
 
 

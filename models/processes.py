@@ -37,10 +37,12 @@ class Processes:
         dist.broadcast(tensor, 0)
         return float(tensor)
 
-    def wait(self) -> None:
-        """Return when all processes are here."""
+    def leave(self) -> None:
+        """Wait for all processes, then part: nothing is shared any more."""
         if self.count > 1:
             dist.barrier()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def join_processes(device: str) -> tuple[Processes, str]:

@@ -106,8 +106,7 @@ def main():
     network = run.run()
     if processes.is_first:
         torch.save(network.state_dict(), folder / "network.pth")
-    if processes.count > 1:
-        torch.distributed.destroy_process_group()
+    processes.leave()
 
 
 if __name__ == "__main__":
