@@ -13,7 +13,7 @@ class Processes:
     """This process among those that train together, by torch.distributed when it is running."""
 
     def __init__(self) -> None:
-        together = dist.is_available() and dist.is_initialized()
+        together = _joined()
         self.count = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
         self.is_first = self.rank == 0
@@ -41,8 +41,12 @@ class Processes:
         """Wait for all processes, then part: nothing is shared any more."""
         if self.count > 1:
             dist.barrier()
-        if dist.is_available() and dist.is_initialized():
+        if _joined():
             dist.destroy_process_group()
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def join_processes(device: str) -> tuple[Processes, str]:
