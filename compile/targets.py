@@ -92,8 +92,8 @@ def cuda_name(target: Target) -> str:
 
 
 def has_mma(target: Target) -> bool:
-    """Whether `target` multiplies int8 by tensor cores in steps of m16n8k32 (mma.sync)."""
-    return is_cuda(target) and cuda_arch(target) >= 80
+    """Whether `target` multiplies int8 by tensor cores (mma.sync)."""
+    return is_cuda(target) and cuda_arch(target) >= 75
 
 
 def check_versions() -> None:

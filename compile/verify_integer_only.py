@@ -3,7 +3,8 @@
 It is given on what LLVM or the CUDA code generator receives: the TIR after every lowering pass,
 whose every expression, buffer, variable and constant has a type; and on the Relax function that
 calls the kernels. Device functions, CUDA source that a kernel calls, are those of
-schedules/cuda_intrinsics.py and no others: each is a few instructions on integers, to be read.
+schedules/cuda_device_functions.py and no others: each is a few instructions on integers, to be
+read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tvm
 from tvm import ir, tirx
 from tvm_ffi import structural_walk
 
-from intswin.compile.schedules import cuda_intrinsics
+from intswin.compile.schedules import cuda_device_functions
 
 # Relax operators that call a kernel of the module or only look at a tensor differently.
 _RELAX_OPS = {"relax.call_tir", "relax.reshape"}
@@ -137,8 +138,8 @@ def _is_foreign(call: ir.Call, is_kernel: bool, launched: Collection[str]) -> bo
         return str(getattr(call.args[0], "value", "")) not in launched
     if name == _DEVICE_FUNCTION_CALL:
         function, source = str(call.args[0].value), str(call.args[-1].value)
-        known = function in cuda_intrinsics.DEVICE_FUNCTIONS
-        return not known or source != cuda_intrinsics.source_of(function)
+        known = function in cuda_device_functions.DEVICE_FUNCTIONS
+        return not known or source != cuda_device_functions.source_of(function)
     return bool(_EXTERNAL_CALLS.match(name))
 
 

@@ -71,8 +71,8 @@ def pack_weight(weight: np.ndarray, layout: str) -> np.ndarray:
 
     Returns:
         mma: (N/32, K/32, 2, 32, 16): for 32 channels and 32 inputs, what a lane of a warp needs of
-            them as fragments `b` of mma.m16n8k32 (schedules/cuda_intrinsics.py), those of two
-            blocks of 8 channels, twice. A block b of the four holds the channels
+            them as fragments `b` of mma.m16n8k32 (schedules/cuda_device_functions.py), those
+            of two blocks of 8 channels, twice. A block b of the four holds the channels
             8 (g // 2) + 2 b + g % 2 as its columns g, so that a lane has 8 neighbouring channels
             in its accumulators and stores them at once.
         dp4a: (K/4, N, 4), N padded to 32.

@@ -1,4 +1,4 @@
-"""The attention kernel for GPUs without int8 tensor cores of m16n8k32: a thread does a query.
+"""The attention kernel for GPUs without int8 tensor cores: a thread does a query.
 
 A block of threads has queries of one head of one window. Its keys lie in shared memory, _TILE of
 them at a time, row by row, and the values with four keys of a channel in a word; all threads of a

@@ -1,7 +1,7 @@
-"""The attention kernel for int8 tensor cores (sm_80 and later): a warp does 16 queries at a time.
+"""The attention kernel for int8 tensor cores (sm_75 and later): a warp does 16 queries at a time.
 
 Nothing goes through shared memory. A warp loads q, k and v from global memory into the fragments of
-mma.m16n8k32 (schedules/cuda_intrinsics.py), and the scores it gets are, after the softmax, the
+mma.m16n8k32 (cuda_device_functions.py), and the scores it gets are, after the softmax, the
 fragment of p that it multiplies by v: what would have to be exchanged between the lanes is avoided
 by the order in which keys and channels are taken, which a sum over them does not depend on. With
 lane = 4 g + t:

@@ -1,10 +1,13 @@
-"""The GEMM kernel for int8 tensor cores (sm_80 and later), written out for a shape and a tile.
+"""The GEMM kernel for int8 tensor cores (sm_75 and later), written out for a shape and a tile.
 
 A block of threads computes `block_rows` by `block_columns` results. Its slices of x and of the
 weight, `block_depth` deep, go from global to shared memory by cp.async, `stages` - 1 slices ahead
 of the multiplication. x lies there row by row with the 16-byte chunks of a row permuted, so that
 the 8 rows of an ldmatrix are in different banks; the weight comes packed in the order in which a
 warp's lanes read it (operators/cuda_linear.py).
+
+sm_75 has no cp.async and copies at once. The barriers are right for both: a slot is written only
+behind the barrier that follows its last read, and is read only behind the next.
 
 Warps share the block's rows, columns and, where a problem has too few results to fill the GPU, its
 depth: `depth_warps` warps have accumulators of the same results and are summed in shared memory.

@@ -35,21 +35,24 @@ class _Gpu:
     Attributes:
         processors: multiprocessors of the largest card of the arch that is a target.
         shared_bytes: that a block may have, and that a multiprocessor has for its blocks.
+        threads: that a multiprocessor has for its blocks.
         products: multiply-accumulates of a multiprocessor in a cycle, by the kernel's instruction.
     """
 
     processors: int
     shared_bytes: int
+    threads: int
     products: int
 
 
 _GPUS = {
-    70: _Gpu(80, 96 << 10, 256),
-    75: _Gpu(40, 64 << 10, 256),
-    80: _Gpu(108, 163 << 10, 2048),
-    89: _Gpu(128, 99 << 10, 1024),
-    90: _Gpu(132, 227 << 10, 2600),  # mma.sync reaches some 60 % of what wgmma does
+    70: _Gpu(80, 96 << 10, 2048, 256),
+    75: _Gpu(40, 64 << 10, 1024, 1024),  # of a T4: 130 TOPS at 1.59 GHz
+    80: _Gpu(108, 163 << 10, 2048, 2048),
+    89: _Gpu(128, 99 << 10, 1536, 1024),
+    90: _Gpu(132, 227 << 10, 2048, 2600),  # mma.sync reaches some 60 % of what wgmma does
 }
+_FIRST_WITH_ASYNC_COPIES = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +220,9 @@ def _mma_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -
     else:
         slices = -(-shape.depth // made["block_depth"])
         stage = (rows + columns) * made["block_depth"]
-        values = [s for s in (2, 3, 4, 5) if s <= max(slices, 2) and s * stage <= gpu.shared_bytes]
+        # A copy that is not asynchronous is done before the multiplication, however far ahead.
+        most = max(slices, 2) if shape.arch >= _FIRST_WITH_ASYNC_COPIES else 2
+        values = [s for s in (2, 3, 4, 5) if s <= most and s * stage <= gpu.shared_bytes]
         values = values if slices > 1 else [1]
     return values
 
@@ -308,7 +313,8 @@ def _cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
     depth = slices * tile.block_depth
     epilogue = 10 if shape.activation == "none" else 24  # instructions for a result
     if isinstance(tile, MmaTile):
-        depth_warps, stages = tile.depth_warps, tile.stages
+        depth_warps = tile.depth_warps
+        stages = tile.stages if shape.arch >= _FIRST_WITH_ASYNC_COPIES else 1
         warps = tile.row_warps * tile.column_warps
         reads = (tile.warp_rows + tile.warp_columns) * warps * depth / 128
         summed = 300 + 60 * (depth_warps - 1) if depth_warps > 1 else 0
@@ -329,7 +335,9 @@ def _cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
 
     registers = _registers(tile, slices)
     by_registers = _REGISTERS // (min(registers, 255) * tile.threads)
-    resident = max(1, min(by_registers, gpu.shared_bytes // tile.shared_bytes, 16))
+    by_threads = gpu.threads // tile.threads
+    by_shared_memory = gpu.shared_bytes // tile.shared_bytes
+    resident = max(1, min(by_registers, by_threads, by_shared_memory, 16))
     whole, rest = divmod(blocks, gpu.processors * resident)
     cycles = whole * max(alone, resident * work)
     if rest:

@@ -1,23 +1,12 @@
-"""Device functions of the CUDA kernels: one PTX instruction (or one vector load or store) each.
+"""Calls of the device functions of CUDA kernels, and what else a kernel is written with.
 
-A kernel calls them by name and its generated source carries theirs (`tirx.cuda.func_call`), so that
-kernels are integer TIR around them, and so that a test can put C++ in place of the instructions and
-run the generated source on a CPU. All of them compute with integers or move bytes.
+A kernel calls device functions by name and its generated source carries theirs
+(cuda_device_functions.py, which has the layout of fragments, too), so that kernels are integer TIR
+around them.
 
 Shared memory is addressed as the instructions do it, by 32-bit numbers: `shared_address` gives that
 of a buffer, and what is added to it counts bytes. TVM does not see such accesses: a kernel
 synchronises explicitly.
-
-Fragments are in the layout of the PTX ISA manual ("Matrix Fragments for mma.m16n8k32"). With
-lane = threadIdx % 32, g = lane // 4 and t = lane % 4:
-
-    a[0]  row g,      k = 4t .. 4t + 3             b[0]  k = 4t .. 4t + 3,       column g
-    a[1]  row g + 8,  k = 4t .. 4t + 3             b[1]  k = 16 + 4t .. + 3,     column g
-    a[2]  row g,      k = 16 + 4t .. + 3
-    a[3]  row g + 8,  k = 16 + 4t .. + 3           d[0], d[1]  row g,      columns 2t, 2t + 1
-                                                   d[2], d[3]  row g + 8,  columns 2t, 2t + 1
-
-The four bytes of a register have the smallest k lowest.
 """
 
 from __future__ import annotations
@@ -28,195 +17,10 @@ from tvm import tirx
 from tvm.backend.cuda.op import cuda_func_call
 from tvm.tirx.script.builder import ir as T
 
+from intswin.compile.schedules.cuda_device_functions import source_of
+
 Expr: TypeAlias = tirx.Expr
 Buffer: TypeAlias = tirx.Buffer
-
-_MOST_PENDING = 7  # cp.async groups that `cp_async_wait` can leave in flight
-
-
-def _mma(left: str) -> str:
-    return f"""
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.{left}.s8.s32 "
-      "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-"""
-
-
-def _saturating_pack(kind: str, low: int, high: int) -> str:
-    """Two instructions, each for two bytes; min and max before sm_72."""
-    return f"""
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 720
-  int upper, packed;
-  asm("cvt.pack.sat.{kind}.s32.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(x3), "r"(x2), "r"(0));
-  asm("cvt.pack.sat.{kind}.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(x1), "r"(x0), "r"(upper));
-  return packed;
-#else
-  x0 = min(max(x0, {low}), {high}) & 255;
-  x1 = min(max(x1, {low}), {high}) & 255;
-  x2 = min(max(x2, {low}), {high}) & 255;
-  x3 = min(max(x3, {low}), {high}) & 255;
-  return (int)((unsigned int)x3 << 24) | (x2 << 16) | (x1 << 8) | x0;
-#endif
-"""
-
-
-# Result type, parameters and body of each device function.
-_FUNCTIONS: dict[str, tuple[str, str, str]] = {
-    "intswin_shared_address": (
-        "unsigned int",
-        "const void* pointer",
-        "\n  return (unsigned int)__cvta_generic_to_shared(pointer);\n",
-    ),
-    "intswin_mma_u8s8": ("void", "int* d, const int* a, const int* b", _mma("u8")),
-    "intswin_mma_s8s8": ("void", "int* d, const int* a, const int* b", _mma("s8")),
-    "intswin_ldmatrix_x4": (
-        "void",
-        "int* r, unsigned int address",
-        """
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-""",
-    ),
-    "intswin_ldmatrix_x2": (
-        "void",
-        "int* r, unsigned int address",
-        """
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-      : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
-""",
-    ),
-    "intswin_cp_async_16": (
-        "void",
-        "unsigned int address, const void* source, int bytes",
-        """
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-      :: "r"(address), "l"(source), "r"(bytes) : "memory");
-""",
-    ),
-    "intswin_cp_async_commit": ("void", "", '\n  asm volatile("cp.async.commit_group;");\n'),
-    **{
-        f"intswin_cp_async_wait_{pending}": (
-            "void",
-            "",
-            f'\n  asm volatile("cp.async.wait_group {pending};" ::: "memory");\n',
-        )
-        for pending in range(_MOST_PENDING + 1)
-    },
-    **{
-        f"intswin_dp4a_{left}8s8": (
-            "int",
-            "int acc, int a, int b",
-            f"""
-  int d;
-  asm("dp4a.{left}32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(acc));
-  return d;
-""",
-        )
-        for left in "us"
-    },
-    "intswin_load_shared_16": (
-        "void",
-        "int* r, unsigned int address",
-        """
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-""",
-    ),
-    "intswin_store_shared_16": (
-        "void",
-        "unsigned int address, const int* r",
-        """
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
-      :: "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-""",
-    ),
-    "intswin_load_shared_4": (
-        "int",
-        "unsigned int address",
-        """
-  int r;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(r) : "r"(address) : "memory");
-  return r;
-""",
-    ),
-    "intswin_store_shared_4": (
-        "void",
-        "unsigned int address, int r",
-        """
-  asm volatile("st.shared.b32 [%0], %1;" :: "r"(address), "r"(r) : "memory");
-""",
-    ),
-    "intswin_load_global_4": ("void", "int* r, const void* source", "\n  *r = *(int*)source;\n"),
-    **{
-        f"intswin_load_global_{4 * count}": (
-            "void",
-            "int* r, const void* source",
-            f"""
-  const int{count} v = *(const int{count}*)source;
-  {" ".join(f"r[{i}] = v{m};" for i, m in enumerate((".x", ".y", ".z", ".w")[:count]))}
-""",
-        )
-        for count in (2, 4)
-    },
-    **{
-        f"intswin_store_global_{4 * count}": (
-            "void",
-            "void* target, const int* r",
-            f"""
-  *(int{count}*)target = make_int{count}({", ".join(f"r[{i}]" for i in range(count))});
-""",
-        )
-        for count in (2, 4)
-    },
-    "intswin_store_global_4": ("void", "void* target, const int* r", "\n  *(int*)target = r[0];\n"),
-    "intswin_pack_u8": ("int", "int x0, int x1, int x2, int x3", _saturating_pack("u8", 0, 255)),
-    "intswin_pack_s8": ("int", "int x0, int x1, int x2, int x3", _saturating_pack("s8", -128, 127)),
-    "intswin_pack_s16": (
-        "int",
-        "int x0, int x1",
-        """
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 720
-  int packed;
-  asm("cvt.pack.sat.s16.s32 %0, %1, %2;" : "=r"(packed) : "r"(x1), "r"(x0));
-  return packed;
-#else
-  x0 = min(max(x0, -32768), 32767) & 65535;
-  x1 = min(max(x1, -32768), 32767);
-  return (int)((unsigned int)x1 << 16) | x0;
-#endif
-""",
-    ),
-    "intswin_shuffle_xor": (
-        "int",
-        "int x, int lanes",
-        "\n  return __shfl_xor_sync(0xffffffffu, x, lanes);\n",
-    ),
-    "intswin_shuffle_xor_64": (
-        "long long",
-        "long long x, int lanes",
-        "\n  return __shfl_xor_sync(0xffffffffu, x, lanes);\n",
-    ),
-    "intswin_permute_bytes": (
-        "unsigned int",
-        "unsigned int x, unsigned int y, unsigned int selector",
-        "\n  return __byte_perm(x, y, selector);\n",
-    ),
-    "intswin_shift_right": (
-        "unsigned int",
-        "unsigned int x, unsigned int bits",
-        "\n  return __funnelshift_rc(x, 0u, bits);\n",
-    ),
-    "intswin_leading_zeros": ("int", "int x", "\n  return __clz(x);\n"),
-}
-
-DEVICE_FUNCTIONS = frozenset(_FUNCTIONS)
-
-
-def source_of(name: str) -> str:
-    """The CUDA source of a device function."""
-    result, parameters, body = _FUNCTIONS[name]
-    return f"__device__ __forceinline__ {result} {name}({parameters}) {{{body}}}\n"
 
 
 def shared_address(pointer: Expr) -> Expr:
@@ -225,7 +29,7 @@ def shared_address(pointer: Expr) -> Expr:
 
 
 def mma_u8s8(d: Expr, a: Expr, b: Expr) -> Expr:
-    """D += a * b by a warp: m16n8k32, uint8 (16, 32) times int8 (32, 8), int32 (16, 8); sm_80.
+    """D += a * b by a warp: m16n8k32, uint8 (16, 32) times int8 (32, 8), int32 (16, 8); sm_75.
 
     Args:
         d: pointer to 4 int32 registers of this lane.
@@ -261,7 +65,9 @@ def ldmatrix_x2(registers: Expr, address: Expr) -> Expr:
 
 
 def cp_async_16(address: Expr, source: Expr, size: Expr | int = 16) -> Expr:
-    """Start to copy 16 bytes from global (`source`, 16-byte aligned) to shared memory; sm_80.
+    """Start to copy 16 bytes from global (`source`, 16-byte aligned) to shared memory; sm_75.
+
+    Before sm_80 they are copied at once.
 
     Args:
         address: uint32 in shared memory.

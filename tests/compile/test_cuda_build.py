@@ -12,7 +12,7 @@ from intswin.compile import cuda_code, cuda_toolchain
 from intswin.compile.build import build_kernel, build_with_report, export
 from intswin.compile.cuda_stub_driver import load_cuda_backend
 from intswin.compile.pipeline import CompileOptions, compile_network
-from intswin.compile.schedules import cuda_intrinsics
+from intswin.compile.schedules import cuda_device_functions
 from intswin.compile.targets import TARGET_NAMES, get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
 from intswin.models.errors import IntswinError
@@ -38,7 +38,13 @@ CODE = {
     "cuda-h100": [("cubin", "sm_90")],
 }
 
-CUDA_MMA = ("cuda-a100", "cuda-rtx4090", "cuda-h100")
+# What a GEMM multiplies by. The PTX that a library holds says so.
+INSTRUCTIONS = {
+    "cuda-v100": b"dp4a.u32.s32",
+    "cuda-t4": b"mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32",
+    "cuda-a100": b"mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32",
+    "cuda-rtx4090": b"mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32",
+}
 
 
 def library(name, folder, case=None):
@@ -59,8 +65,12 @@ def test_library_holds_the_code_that_was_asked_for(name, tmp_path):
     assert all(code.kernels == ["linear_kernel"] for code in codes)
     assert all(code.size > 2000 for code in codes)
     assert b"__global__" not in data  # no source
-    multiply = "intswin_mma_u8s8" if name in CUDA_MMA else "intswin_dp4a_u8s8"
+    multiply = "intswin_dp4a_u8s8" if name == "cuda-v100" else "intswin_mma_u8s8"
     assert report.device_functions[multiply] > 0
+    if name in INSTRUCTIONS:
+        used = {words for words in INSTRUCTIONS.values() if words in data}
+        assert used == {INSTRUCTIONS[name]}
+        assert (b"cp.async" in data) is (name in ("cuda-a100", "cuda-rtx4090"))
     assert not [dtype for dtype in report.operations if "float" in dtype]
 
 
@@ -143,7 +153,7 @@ def test_error_in_a_device_function(name):
 
 def test_device_functions_are_the_known_ones():
     name = "intswin_load_shared_4"
-    source = cuda_intrinsics.source_of(name)
+    source = cuda_device_functions.source_of(name)
     report = verify_integer_only(kernel_calling(name, source))
     assert report.device_functions == {name: 1}
     for called, other in (("secret", "__device__ int secret(int x)"), (name, source + " ")):

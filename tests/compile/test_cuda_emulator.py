@@ -9,7 +9,7 @@ from tvm.target import Target
 
 from cuda_emulator import EmulationError, emulate, emulate_source
 from cuda_emulator.lowering import Launch
-from intswin.compile.schedules.cuda_intrinsics import source_of
+from intswin.compile.schedules.cuda_device_functions import source_of
 
 TARGET = Target(
     {
@@ -23,7 +23,9 @@ TARGET = Target(
 )
 
 
-def run(body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0, races=False):
+def run(
+    body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0, races=False, arch=90
+):
     """Run `body` as a kernel whose parameters are the arrays; the last one is the output."""
     types = {"int8": "signed char", "uint8": "unsigned char", "int32": "int"}
     parameters = ", ".join(f"{types[str(a.dtype)]}* {name}" for name, a in arrays.items())
@@ -31,7 +33,7 @@ def run(body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0, r
     source += f'extern "C" __global__ void kernel({parameters}) {{\n{body}\n}}'
     extents = (blocks, 1, 1, threads, 1, 1)
     launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared)]
-    emulate_source(source, launches, arrays, races=races)
+    emulate_source(source, launches, arrays, races=races, arch=arch)
     return list(arrays.values())[-1]
 
 
@@ -243,7 +245,9 @@ MMA = """
 
 @pytest.mark.parametrize("loads", [FRAGMENT_LOADS, LDMATRIX_LOADS], ids=["global", "ldmatrix"])
 @pytest.mark.parametrize("left", ["u8", "s8"])
-def test_mma(left, loads):
+@pytest.mark.parametrize("arch", [75, 80])
+def test_mma(left, loads, arch):
+    """From sm_80 on one instruction, before it four."""
     rng = np.random.default_rng(0)
     a = rng.integers(0, 256, (16, 32), np.uint8)
     b = rng.integers(-128, 128, (8, 32)).astype(np.int8)
@@ -256,6 +260,7 @@ def test_mma(left, loads):
             "intswin_ldmatrix_x2",
             f"intswin_mma_{left}s8",
         ],
+        arch=arch,
     )
     start = np.tile([[0, 1]], (16, 4)) + np.repeat([[0], [2]], 8, axis=0)
     left_matrix = a if left == "u8" else a.view(np.int8)
@@ -302,7 +307,7 @@ ASYNC = """
   int l = threadIdx.x;
   for (int i = 0; i < 2; ++i) {
     unsigned address = intswin_shared_address(s[i] + 16 * l);
-    intswin_cp_async_16(address, x + 512 * i + 16 * l, l == 5 ? 0 : 16);
+    intswin_cp_async_16(address, x + (l == 5 ? 1 << 24 : 512 * i + 16 * l), l == 5 ? 0 : 16);
     intswin_cp_async_commit();
   }
   intswin_cp_async_wait_FIRST();
@@ -314,7 +319,7 @@ ASYNC = """
 """
 
 
-def run_async(first, second):
+def run_async(first, second, arch=80):
     names = ["shared_address", "cp_async_16", "cp_async_commit"]
     names += [f"cp_async_wait_{i}" for i in sorted({first, second})]
     x = np.random.default_rng(0).integers(-128, 128, (2, 32, 16)).astype(np.int8)
@@ -322,13 +327,19 @@ def run_async(first, second):
         ASYNC.replace("FIRST", str(first)).replace("SECOND", str(second)),
         {"x": x, "y": zeros(2, 32, 16, dtype="int8")},
         functions=[f"intswin_{name}" for name in names],
+        arch=arch,
     )
-    x[:, 5] = 0
+    x[:, 5] = 0  # nothing is there to be read
     np.testing.assert_array_equal(y, x[:, ::-1])
 
 
-def test_async_copies():
-    run_async(1, 0)
+@pytest.mark.parametrize("arch", [75, 80])
+def test_async_copies(arch):
+    run_async(1, 0, arch)
+
+
+def test_copies_before_sm_80_are_done_at_once():
+    run_async(2, 0, 75)
 
 
 @pytest.mark.parametrize("waits", [(2, 0), (1, 1)])

@@ -79,6 +79,8 @@ _DP4A_TILES = [
     [
         *(("cuda-h100", *both) for both in zip(_MMA_TILES, _EPILOGUES, strict=False)),
         *(("cuda-v100", *both) for both in zip(_DP4A_TILES, _EPILOGUES, strict=False)),
+        ("cuda-t4", _MMA_TILES[0], {"out": "i16", "residual": True}),
+        ("cuda-t4", _MMA_TILES[4], {"zero_point": 0}),
     ],
     ids=str,
 )
@@ -132,7 +134,7 @@ def test_tiles_of_another_shape_are_refused():
 @pytest.mark.parametrize("arch", [70, 75, 80, 89, 90])
 def test_every_draw_is_a_tile(arch):
     rng = random.Random(arch)
-    layout = "mma" if arch >= 80 else "dp4a"
+    layout = "mma" if arch >= 75 else "dp4a"
     limit = {70: 96, 75: 64, 80: 163, 89: 99, 90: 227}[arch] << 10
     for _ in range(150):
         rows, columns = rng.choice([1, 49, 784, 100352]), rng.choice([10, 32, 96, 1000, 4096])
@@ -147,6 +149,8 @@ def test_every_draw_is_a_tile(arch):
         tile = TILES[layout](**made)
         assert 32 <= tile.threads <= 512
         assert tile.shared_bytes <= limit
+        if arch == 75:  # copies are not asynchronous
+            assert tile.stages <= 2
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_unknown_name_lists_the_known():
     ("name", "arch", "number", "mma"),
     [
         ("cuda-v100", "sm_70", 70, False),
-        ("cuda-t4", "sm_75", 75, False),
+        ("cuda-t4", "sm_75", 75, True),
         ("cuda-a100", "sm_80", 80, True),
         ("cuda-rtx4090", "sm_89", 89, True),
         ("cuda-h100", "sm_90a", 90, True),

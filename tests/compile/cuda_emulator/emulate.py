@@ -70,9 +70,13 @@ def emulate_source(
     arrays: dict[str, np.ndarray],
     outputs: int = 1,
     races: bool = False,
+    arch: int = 90,
 ) -> None:
-    """Like `emulate` for CUDA source with `extern "C"` kernels; arrays are named as in launches."""
-    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), 90, arrays, outputs, races)
+    """Like `emulate` for CUDA source with `extern "C"` kernels; arrays are named as in launches.
+
+    `arch` is what `__CUDA_ARCH__` says, such as 75.
+    """
+    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), arch, arrays, outputs, races)
 
 
 def _arch(target: Target) -> int:

@@ -1,37 +1,39 @@
 // PTX instructions: `asm("name ...")` becomes emu::ptx::name_with_underscores(operands in order).
-// Layouts and semantics after the PTX ISA manual, sections "Matrix Fragments for mma.m16n8k32",
-// ldmatrix, cp.async, dp4a and cvt.pack.
+// Layouts and semantics after the PTX ISA manual, sections "Matrix Fragments for mma.m8n8k16",
+// "... for mma.m16n8k32", ldmatrix, cp.async, dp4a and cvt.pack.
 #pragma once
 
 #include "functions.h"
 
 namespace emu {
 
-template <class A, class B>
-__attribute__((no_sanitize("undefined", "thread"), optimize("O3"))) static void mma_m16n8k32(void** all, unsigned mask) {
+// Registers are 8 rows or columns of 4 bytes a lane; those of a go through the rows first.
+template <class A, class B, int M, int K>
+__attribute__((no_sanitize("undefined", "thread"), optimize("O3"))) static void mma(void** all, unsigned mask) {
+  constexpr int kBlocks = M / 8;
   struct Operands {
-    unsigned d[4], a[4], b[2];
+    unsigned d[2 * kBlocks], a[kBlocks * K / 16], b[K / 16];
   };
   if (mask != ~0u) fail("mma: only lanes %#x of the warp", mask);
-  int16_t left[16][32], right[8][32];  // right by columns
+  int16_t left[M][K], right[8][K];  // right by columns
   for (int i = 0; i < 32; ++i) {
     const Operands& lane = *(Operands*)all[i];
     int group = i / 4, thread = i % 4;
     for (int byte = 0; byte < 4; ++byte) {
       int k = 4 * thread + byte;
-      for (int r = 0; r < 4; ++r) {
-        left[group + 8 * (r % 2)][k + 16 * (r / 2)] = (A)(lane.a[r] >> 8 * byte);
+      for (int r = 0; r < kBlocks * K / 16; ++r) {
+        left[group + 8 * (r % kBlocks)][k + 16 * (r / kBlocks)] = (A)(lane.a[r] >> 8 * byte);
       }
-      for (int r = 0; r < 2; ++r) right[group][k + 16 * r] = (B)(lane.b[r] >> 8 * byte);
+      for (int r = 0; r < K / 16; ++r) right[group][k + 16 * r] = (B)(lane.b[r] >> 8 * byte);
     }
   }
   for (int i = 0; i < 32; ++i) {
     Operands& lane = *(Operands*)all[i];
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < 2 * kBlocks; ++r) {
       const int16_t* row = left[i / 4 + 8 * (r / 2)];
       const int16_t* column = right[2 * (i % 4) + r % 2];
       int sum = 0;
-      for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+      for (int k = 0; k < K; ++k) sum += row[k] * column[k];
       lane.d[r] += sum;
     }
   }
@@ -100,7 +102,7 @@ namespace ptx {
                           unsigned a3, unsigned b0, unsigned b1, unsigned c0, unsigned c1,        \
                           unsigned c2, unsigned c3) {                                             \
     unsigned operands[] = {c0, c1, c2, c3, a0, a1, a2, a3, b0, b1};                               \
-    collective(~0u, #NAME, operands, mma_m16n8k32<A, B>);                                         \
+    collective(~0u, #NAME, operands, mma<A, B, 16, 32>);                                          \
     d0 = operands[0], d1 = operands[1], d2 = operands[2], d3 = operands[3];                       \
   }
 EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32, uint8_t, int8_t)
@@ -108,6 +110,17 @@ EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32, int8_t, int8_t)
 EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_u8_u8_s32, uint8_t, uint8_t)
 EMU_MMA(mma_sync_aligned_m16n8k32_row_col_s32_s8_u8_s32, int8_t, uint8_t)
 #undef EMU_MMA
+
+#define EMU_MMA_8(NAME, A, B)                                                                     \
+  template <class R>                                                                              \
+  static inline void NAME(R& d0, R& d1, unsigned a, unsigned b, unsigned c0, unsigned c1) {       \
+    unsigned operands[] = {c0, c1, a, b};                                                         \
+    collective(~0u, #NAME, operands, mma<A, B, 8, 16>);                                           \
+    d0 = operands[0], d1 = operands[1];                                                           \
+  }
+EMU_MMA_8(mma_sync_aligned_m8n8k16_row_col_s32_u8_s8_s32, uint8_t, int8_t)
+EMU_MMA_8(mma_sync_aligned_m8n8k16_row_col_s32_s8_s8_s32, int8_t, int8_t)
+#undef EMU_MMA_8
 
 #define EMU_LDMATRIX(SUFFIX, TRANSPOSED)                                                          \
   template <class R>                                                                              \
