@@ -4,8 +4,9 @@
     python scripts/check_cuda.py                         # on the GPU; makes what is missing
 
 Every network is compared by its int32 logits, and every kernel of it alone on random inputs over
-its whole domain, so that a wrong kernel has a name. Code for cuda-v100 runs on a newer GPU by its
-PTX. Exit code 1: something differs, or could not be compiled or run; 2: there is no GPU.
+its whole domain, so that a wrong kernel has a name. Code for cuda-v100 and cuda-t4 runs on a newer
+GPU by its PTX, if the driver is as new as the NVRTC that made it. Exit code 1: something differs,
+or could not be compiled or run; 2: there is no GPU.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from intswin.compile import cuda_driver
 from intswin.compile.gpu_artifacts import Stopwatch
-from intswin.compile.targets import cuda_arch, get_target
+from intswin.compile.targets import cuda_arch, get_target, has_mma
 from intswin.compile.tune import TuneOptions, read_networks, tune
 from intswin.compile.tuner.log_readme import write_log_readme
 from intswin.models.errors import IntswinError, run_script
@@ -96,9 +96,10 @@ def write_readme(folder: Path, job: TuneOptions, target: str, gpu: cuda_driver.G
     arch, note = cuda_arch(get_target(target)), ""
     if arch != 10 * gpu.capability[0] + gpu.capability[1]:
         name = target.removeprefix("cuda-").upper()
+        multiplies = "with" if has_mma(get_target(target)) else "without"
         note = f"""\
-This log is a proxy: no {name} was at hand. The candidates are sm_{arch} code without tensor cores
-(dp4a), which the driver compiled from compute_{arch} PTX for the GPU above. What is best there need
+This log is a proxy: no {name} was at hand. The candidates are sm_{arch} code {multiplies} tensor
+cores, which the driver compiled from compute_{arch} PTX for the GPU above. What is best there need
 not be best on the real card; tune again on one."""
     machine = f"GPU: {gpu.name} ({capability}), driver for CUDA {gpu.driver}"
     write_log_readme(folder, tuned, machine, note)
