@@ -23,6 +23,7 @@ SAMPLE_SECONDS = 4e-3  # a sample lasts about that long
 MOST_CALLS = 200  # of a sample
 WARM_UP_SECONDS = 0.3  # for each, so that clocks and caches are those of steady work
 FEWEST_ROUNDS = 5
+SLOW_SECONDS = 100.0  # to build; more than measuring the others takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ def race(
     deadline: float,
     measure_seconds: float,
     say: Say,
+    keep: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
 ) -> dict[str, dict[str, Any]]:
     """Build and time them.
 
@@ -59,6 +61,7 @@ def race(
         deadline: by time.monotonic(), for the measurement too.
         measure_seconds: for all together.
         say: is given progress.
+        keep: is given the rows of all before a slow one is built, should that never end.
 
     Returns:
         for each a row of `bench.summary` with its label, or {"label", "reason"} without numbers;
@@ -67,13 +70,26 @@ def race(
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Call] = {}
     counts: dict[str, int] = {}
+
+    def timed() -> dict[str, dict[str, Any]]:
+        samples = _take_turns(calls, counts, time_calls, measure_seconds, deadline)
+        base = samples.get(contestants[0].name)
+        return rows | {
+            name: {**rows[name], **summary(times, batch, base), "calls_a_sample": counts[name]}
+            for name, times in samples.items()
+        }
+
     for one in contestants:
-        rows[one.name] = {"label": one.label}
-        left = deadline - measure_seconds - time.monotonic()
+        slow = one.seconds >= SLOW_SECONDS
+        left = deadline - (1 + slow) * measure_seconds - time.monotonic()
         if calls and one.seconds > left:
-            rows[one.name]["reason"] = f"no time left to build it ({one.seconds:.0f} s)"
-            say(f"{one.name}: {rows[one.name]['reason']}")
+            reason = f"no time left to build it ({one.seconds:.0f} s)"
+            rows[one.name] = {"label": one.label, "reason": reason}
+            say(f"{one.name}: {reason}")
             continue
+        if calls and slow:
+            keep(timed())
+        rows[one.name] = {"label": one.label}
         start = time.monotonic()
         try:
             call = one.build()
@@ -88,12 +104,7 @@ def race(
             continue
         calls[one.name] = call
         say(f"{one.name}: ready after {time.monotonic() - start:.1f} s")
-    samples = _take_turns(calls, counts, time_calls, measure_seconds, deadline)
-    base = samples.get(contestants[0].name)
-    for name, times in samples.items():
-        rows[name] |= summary(times, batch, base)
-        rows[name]["calls_a_sample"] = counts[name]
-    return rows
+    return timed()
 
 
 def _warm_up(call: Call, time_calls: Callable[[Call, int], float]) -> int:

@@ -3,8 +3,9 @@
     python scripts/bench_gpu.py --minutes 8 --profile
 
 Artifacts that are not in --artifacts yet are compiled first, in parallel. What is known is written
-after every batch, so that a run that is cut off keeps it. Weights are random (no download), which
-does not change the speed. Left out for lack of time are the most expensive to build first.
+after every batch, and before max-autotune compiles, so that a run that is cut off keeps it. Weights
+are random (no download), which does not change the speed. Left out for lack of time are the most
+expensive to build first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,12 @@ def main() -> None:
             say(f"{network} batch {batch}: no time left")
             continue
         share = time.monotonic() + left / (len(cases) - place)
-        result["cases"].append(run_case(network, int(batch), options, share, say))
+        known = result["cases"]
+
+        def keep(case: dict[str, Any], known: list[Any] = known) -> None:
+            save({**result, "cases": [*known, case]}, options.json, say)
+
+        result["cases"] = [*known, run_case(network, int(batch), options, share, say, keep)]
         save(result, options.json, say)
     report(result)
 
@@ -81,9 +88,14 @@ def parse() -> argparse.Namespace:
 
 
 def run_case(
-    network: str, batch: int, options: argparse.Namespace, deadline: float, say: Say
+    network: str,
+    batch: int,
+    options: argparse.Namespace,
+    deadline: float,
+    say: Say,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Race all contestants of one network and batch."""
+    """Race all contestants of one network and batch; `keep` is given what is known before that."""
     import torch  # noqa: PLC0415 - a builder imports this script too
 
     from intswin.compile import gpu_bench  # noqa: PLC0415
@@ -97,13 +109,21 @@ def run_case(
     contestants += who.torch_fp16(network, batch, modes, options.torch_activations.split(","))
     say(f"{network} batch {batch}: building")
     clock = who.torch_clock(torch.cuda.Stream())
-    rows = gpu_bench.race(contestants, batch, clock, deadline, MEASURE_SECONDS, say)
-    case = {
-        "network": network,
-        "batch": batch,
-        "rows": rows,
-        "speedups": gpu_bench.speedups(rows),
-    }
+
+    def case_of(rows: dict[str, Any]) -> dict[str, Any]:
+        speedups = gpu_bench.speedups(rows)
+        return {"network": network, "batch": batch, "rows": rows, "speedups": speedups}
+
+    rows = gpu_bench.race(
+        contestants,
+        batch,
+        clock,
+        deadline,
+        MEASURE_SECONDS,
+        say,
+        lambda known: keep(case_of(known)),
+    )
+    case = case_of(rows)
     for name, row in rows.items():
         if "median_ms" in row:
             say(f"{network} batch {batch}: {name} {row['median_ms']:.4f} ms")

@@ -74,6 +74,22 @@ def test_a_failure_and_a_lack_of_time_leave_the_others(clock):
     assert any("FAILED: inductor says: ... no" in line for line in said)
 
 
+def test_what_is_known_is_kept_before_a_slow_one_is_built(clock):
+    kept = []
+
+    def build():
+        assert [list(rows) for rows in kept] == [["ours-relu", "torch-eager-gelu"]]
+        assert kept[0]["torch-eager-gelu"]["ratio"] == 2.0
+        return lambda: 1e-3
+
+    contestants = [contestant("ours-relu", 1e-3), contestant("torch-eager-gelu", 2e-3)]
+    slow = Contestant("torch-max-autotune-gelu", "slow", build, gpu_bench.SLOW_SECONDS)
+    deadline = time.monotonic() + 1000
+    rows = race([*contestants, slow], 8, clock, deadline, 0.05, lambda _: None, kept.append)
+    assert rows["torch-max-autotune-gelu"]["ratio"] == 1.0
+    assert len(kept) == 1
+
+
 def test_report(clock, tmp_path):
     contestants = [contestant("torch-eager-gelu", 3e-3), contestant("ours-relu", 1e-3)]
     rows, _ = run([*contestants, contestant("torch-graph-gelu", 1e-3, 1e6)], clock)
