@@ -96,6 +96,11 @@ def has_mma(target: Target) -> bool:
     return is_cuda(target) and cuda_arch(target) >= 75
 
 
+def has_wgmma(target: Target) -> bool:
+    """Whether the tensor cores of `target` multiply int8 from shared memory (wgmma): sm_90a."""
+    return is_cuda(target) and str(target.attrs["arch"]) == "sm_90a"
+
+
 def check_versions() -> None:
     """Refuse versions of TVM that this package was not tested with.
 

@@ -21,9 +21,12 @@ from intswin.compile.operators.expressions import (
     saturate,
 )
 from intswin.compile.operators.integer_gelu import GELUS
-from intswin.compile.targets import has_mma
+from intswin.compile.targets import has_mma, has_wgmma
 from intswin.models.integer_graph import Node
 
+_DEPTHS = {"wgmma": 1, "mma": 32, "dp4a": 4}  # input channels are padded to multiples
+# From where on wgmma was the faster one on an H100; docs/results/gpu_speed.md has the numbers.
+_WGMMA_DEPTH, _WGMMA_ROWS = 256, 1568
 COLUMNS = 32  # a group of output channels; weights and constants are padded to whole groups
 
 
@@ -32,7 +35,7 @@ def emit(
 ) -> relax.Expr:
     """Emit x uint8 (B, R, K) [, residual int16 (B, R, N)] -> (B, R, N)."""
     weight = node.tensors["weight"]
-    layout = weight_layout(target, weight.shape[1])
+    layout = weight_layout(target, weight.shape[1], batch * node.out.shape[0])
     channels = weight.shape[0]
     out, activation = str(node.attrs["out"]), str(node.attrs["activation"])
     padding = [(0, 0), (0, -channels % COLUMNS)]
@@ -58,11 +61,13 @@ def emit(
     return emit_compute(bb, "linear", compute, args, attrs)
 
 
-def weight_layout(target: Target, depth: int) -> str:
-    """The layout of `pack_weight` for a GEMM with `depth` input channels.
+def weight_layout(target: Target, depth: int, rows: int) -> str:
+    """The layout of `pack_weight` for a GEMM of `rows` rows with `depth` input channels.
 
     Tensor cores take rows in copies of 16 bytes; rows that are no multiple of that do without.
     """
+    if has_wgmma(target) and depth % 64 == 0 and depth >= _WGMMA_DEPTH and rows >= _WGMMA_ROWS:
+        return "wgmma"
     return "mma" if has_mma(target) and depth % 16 == 0 else "dp4a"
 
 
@@ -75,12 +80,16 @@ def pack_weight(weight: np.ndarray, layout: str) -> np.ndarray:
             of two blocks of 8 channels, twice. A block b of the four holds the channels
             8 (g // 2) + 2 b + g % 2 as its columns g, so that a lane has 8 neighbouring channels
             in its accumulators and stores them at once.
+        wgmma: (N, K), N padded to 32, each 32 channels in that order of the blocks b.
         dp4a: (K/4, N, 4), N padded to 32.
     """
     n, k = weight.shape
-    depth = 32 if layout == "mma" else 4
-    padded = np.pad(weight, [(0, -n % COLUMNS), (0, -k % depth)])
+    padded = np.pad(weight, [(0, -n % COLUMNS), (0, -k % _DEPTHS[layout])])
     n, k = padded.shape
+    if layout == "wgmma":
+        # Channels are (group, g // 2, b, g % 2).
+        split = padded.reshape(n // 32, 4, 4, 2, k).transpose(0, 2, 1, 3, 4)
+        return np.ascontiguousarray(split.reshape(n, k))
     if layout == "dp4a":
         return np.ascontiguousarray(padded.reshape(n, k // 4, 4).transpose(1, 0, 2))
     # Channels are (group, g // 2, half, block of the half, g % 2), inputs (step, i, t, byte).
@@ -94,6 +103,8 @@ def _weight_element(w: te.Tensor, layout: str, n: Expr, k: Expr) -> Expr:
     if layout == "dp4a":
         return w[k // 4, n, k % 4]
     block, g = n // 2 % 4, n % 32 // 8 * 2 + n % 2
+    if layout == "wgmma":
+        return w[n // 32 * 32 + block * 8 + g, k]
     lane = g * 4 + k % 16 // 4
     return w[n // 32, k // 32, block // 2, lane, block % 2 * 8 + k % 32 // 16 * 4 + k % 4]
 

@@ -23,6 +23,8 @@ done when the function returns; to commit and to wait is nothing.
 
 from __future__ import annotations
 
+from intswin.compile.schedules import cuda_wgmma_functions
+
 _MOST_PENDING = 7  # cp.async groups that can be left in flight
 
 
@@ -70,6 +72,7 @@ def _saturating_pack(kind: str, low: int, high: int) -> str:
 
 # Result type, parameters and body of each device function.
 _FUNCTIONS: dict[str, tuple[str, str, str]] = {
+    **cuda_wgmma_functions.FUNCTIONS,
     "intswin_shared_address": (
         "unsigned int",
         "const void* pointer",

@@ -15,11 +15,13 @@ from intswin.compile.schedules import cuda_tiles
 from intswin.compile.schedules.cuda_gemm_dp4a import emit_dp4a
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_mma import emit_mma
-from intswin.compile.schedules.cuda_gemm_space import (
+from intswin.compile.schedules.cuda_gemm_tiles import (
     CudaGemmShape,
     CudaGemmTile,
     MmaTile,
+    WgmmaTile,
 )
+from intswin.compile.schedules.cuda_gemm_wgmma import emit_wgmma
 from intswin.compile.targets import cuda_arch
 
 
@@ -46,6 +48,8 @@ def kernel(func: tirx.PrimFunc, shape: CudaGemmShape, tile: CudaGemmTile) -> tir
             args = _arguments(func, shape)
             if isinstance(tile, MmaTile):
                 emit_mma(shape, tile, args)
+            elif isinstance(tile, WgmmaTile):
+                emit_wgmma(shape, tile, args)
             else:
                 emit_dp4a(shape, tile, args)
     attrs = dict(func.attrs.items()) | {"tirx.is_scheduled": True, "tirx.noalias": True}

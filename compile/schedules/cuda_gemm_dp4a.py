@@ -20,7 +20,7 @@ from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
-from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, Dp4aTile
+from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _WORD = 4  # bytes, and input channels of a dp4a

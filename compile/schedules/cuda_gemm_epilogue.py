@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32, saturate
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gelu import IntegerGelu
-from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape
+from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
 _SIZES = {"u8": 1, "s8": 1, "i16": 2, "i32": 4}

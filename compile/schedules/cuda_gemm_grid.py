@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, CudaGemmTile
+from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, CudaGemmTile
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 

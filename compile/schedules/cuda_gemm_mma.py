@@ -3,8 +3,8 @@
 A block of threads computes `block_rows` by `block_columns` results. Its slices of x and of the
 weight, `block_depth` deep, go from global to shared memory by cp.async, `stages` - 1 slices ahead
 of the multiplication. x lies there row by row with the 16-byte chunks of a row permuted, so that
-the 8 rows of an ldmatrix are in different banks; the weight comes packed in the order in which a
-warp's lanes read it (operators/cuda_linear.py).
+the 8 rows of an ldmatrix are in different banks (cuda_gemm_copies.py); the weight comes packed in
+the order in which a warp's lanes read it (operators/cuda_linear.py).
 
 sm_75 has no cp.async and copies at once. The barriers are right for both: a slot is written only
 behind the barrier that follows its last read, and is read only behind the next.
@@ -25,11 +25,12 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
-from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, MmaTile
+from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, copy_chunk, permutation
+from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
+from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile
+from intswin.compile.schedules.cuda_gemm_write import Place, write_accumulators
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
-_CHUNK = 16  # bytes of a copy
 _STEP = 32  # depth of an mma
 _GROUP = 32  # columns of a group of the packed weight
 _PIECE = _GROUP * _STEP  # bytes of a group in a step
@@ -102,29 +103,23 @@ class _Kernel:
     def _plan_loads(self) -> None:
         """What of the copies' addresses does not depend on the slice."""
         tile, threads = self.tile, self.tile.threads
-        chunks = tile.block_depth // _CHUNK
-        self.x_copies, self.weight_copies = [], []
-        total = tile.block_rows * chunks
-        for first in range(0, total, threads):
-            index = T.Bind(self.thread + first)
-            row, chunk = T.Bind(index // chunks), T.Bind(index % chunks)
-            # Rows behind the last one repeat it; they are not stored.
-            source = tirx.min(self.row + row, int32(self.shape.rows - 1)) * self.shape.depth
-            target = row * tile.block_depth + (chunk ^ _permutation(row, chunks)) * _CHUNK
-            partial = index < int32(total) if first + threads > total else None
-            self.x_copies.append((T.Bind(source), chunk, T.Bind(target), partial))
+        self.rows_of_x = RowCopies(
+            self.args.x, self.shape.rows, self.shape.depth, tile.block_rows, tile.block_depth
+        )
+        self.rows_of_x.plan(self.thread, threads, self.row)
+        self.weight_copies = []
         steps = -(-self.shape.depth // _STEP)
         groups = -(-self.shape.columns // _GROUP)
-        per_group = self.steps * _PIECE // _CHUNK
+        per_group = self.steps * _PIECE // CHUNK
         total = tile.block_columns // _GROUP * per_group
         for first in range(0, total, threads):
             index = T.Bind(self.thread + first)
             group = tirx.min(self.column // _GROUP + index // per_group, int32(groups - 1))
             within = T.Bind(index % per_group)
-            source = T.Bind(group * (steps * _PIECE) + within * _CHUNK)
-            target = T.Bind(index * _CHUNK + tile.block_rows * tile.block_depth)
+            source = T.Bind(group * (steps * _PIECE) + within * CHUNK)
+            target = T.Bind(index * CHUNK + tile.block_rows * tile.block_depth)
             partial = index < int32(total) if first + threads > total else None
-            self.weight_copies.append((source, within // (_PIECE // _CHUNK), target, partial))
+            self.weight_copies.append((source, within // (_PIECE // CHUNK), target, partial))
 
     def _load(self, slice_: Expr, slot: int) -> None:
         """Start copying a slice, as a group of its own."""
@@ -133,28 +128,23 @@ class _Kernel:
         T.evaluate(cuda.cp_async_commit())
 
     def _copies(self, slice_: Expr, slot: Expr) -> None:
-        tile, base = self.tile, T.Bind(self._slot(slot))
-        depth = T.Bind(slice_ * tile.block_depth)
-        exact = self.shape.depth % tile.block_depth == 0
-        for source, chunk, target, partial in self.x_copies:
-            k = depth + chunk * _CHUNK
-            valid = None if exact else k < int32(self.shape.depth)
-            _copy(base, target, self.args.x, source, k, valid, partial)
+        base = T.Bind(self._slot(slot))
+        self.rows_of_x.start(slice_, base)
         steps = -(-self.shape.depth // _STEP)
         step = T.Bind(slice_ * self.steps)
         for source, own_step, target, partial in self.weight_copies:
             valid = None if steps % self.steps == 0 else step + own_step < int32(steps)
-            _copy(base, target, self.args.weight, source, step * _PIECE, valid, partial)
+            copy_chunk(base, target, self.args.weight, source, step * _PIECE, valid, partial)
 
     def _plan_multiplication(self) -> None:
         """This lane's offsets in a slot: its row of `a`, its bytes of `b`."""
         tile = self.tile
-        chunks = tile.block_depth // _CHUNK
+        chunks = tile.block_depth // CHUNK
         row = T.Bind(self.row_warp * tile.warp_rows + self.lane % 16)
         self.a_row = T.Bind((row * tile.block_depth).astype("uint32"))
-        self.a_permutation = T.Bind(_permutation(self.lane % 16, chunks))
+        self.a_permutation = T.Bind(permutation(self.lane % 16, chunks))
         first = self.column_warp * (self.groups * self.steps * _PIECE)
-        b_offset = tile.block_rows * tile.block_depth + first + self.lane * _CHUNK
+        b_offset = tile.block_rows * tile.block_depth + first + self.lane * CHUNK
         self.b_offset = T.Bind(b_offset.astype("uint32"))
 
     def _multiply(self, slot: Expr) -> None:
@@ -164,7 +154,7 @@ class _Kernel:
         for i in range(self.steps // tile.depth_warps):
             step = int32(i) if tile.depth_warps == 1 else self.depth_warp + i * tile.depth_warps
             chunk = (step * 2 + self.lane // 16) ^ self.a_permutation
-            a = T.Bind(a_base + (chunk * _CHUNK).astype("uint32"))
+            a = T.Bind(a_base + (chunk * CHUNK).astype("uint32"))
             b = T.Bind(b_base + (step * _PIECE).astype("uint32"))
             for m in range(self.row_blocks):
                 offset = tirx.const(m * 16 * tile.block_depth, "uint32")
@@ -209,65 +199,16 @@ class _Kernel:
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
 
     def _write(self) -> None:
-        tile, shape = self.tile, self.shape
-        rows = self.row_blocks * 2
-        epilogue = Epilogue(shape, self.args, 8, rows)
-        first_row = T.Bind(self.row + self.row_warp * tile.warp_rows + self.lane // 4)
-        first = self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8
-        for group in range(self.groups):
-            column = T.Bind(first + group * _GROUP)
-            epilogue.load_columns(column)
-            for r in range(rows):
-                epilogue.load_residual(r, first_row + r * 8, column)
-            for r in range(rows):
-                row = T.Bind(first_row + r * 8)
-                conditions = []
-                if shape.rows % tile.block_rows:
-                    conditions.append(row < int32(shape.rows))
-                if shape.columns % tile.block_columns:
-                    conditions.append(column < int32(shape.columns))
-                at = [
-                    (((r // 2) * self.groups + group) * 4 + i // 2) * 4 + r % 2 * 2 + i % 2
-                    for i in range(8)
-                ]
-                values = [self.acc[index] for index in at]
-                if not conditions:
-                    epilogue.store(r, row, column, values)
-                    continue
-                with T.If(tirx.all(*conditions)):
-                    with T.Then():
-                        epilogue.store(r, row, column, values)
-
-
-def _permutation(row: Expr, chunks: int) -> Expr:
-    """What a row's chunk numbers are xor-ed with: 8 rows' chunks are then in 8 different banks."""
-    if chunks % 8 == 0:
-        return row % 8
-    if chunks % 4 == 0:
-        return row // 2 % 4
-    return row // 4 % 2
-
-
-def _copy(
-    base: Expr,
-    target: Expr,
-    buffer: cuda.Buffer,
-    source: Expr,
-    offset: Expr,
-    valid: Expr | None,
-    partial: Expr | None,
-) -> None:
-    """Copy a chunk from `source` + `offset` where `partial` holds; zeros where `valid` does not."""
-    size: Expr | int = _CHUNK
-    if valid is not None:
-        size = tirx.Select(valid, int32(_CHUNK), int32(0))
-        offset = tirx.Select(valid, offset, int32(0))
-    copy = cuda.cp_async_16(
-        base + target.astype("uint32"), cuda.pointer(buffer, source + offset), size
-    )
-    if partial is None:
-        T.evaluate(copy)
-        return
-    with T.If(partial):
-        with T.Then():
-            T.evaluate(copy)
+        tile = self.tile
+        write_accumulators(
+            self.shape,
+            self.args,
+            self.acc,
+            Place(
+                row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
+                offsets=[8 * r for r in range(self.row_blocks * 2)],
+                column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
+                groups=self.groups,
+            ),
+            tile,
+        )

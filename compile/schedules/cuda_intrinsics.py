@@ -87,6 +87,48 @@ def cp_async_wait(pending: int) -> Expr:
     return _call(f"intswin_cp_async_wait_{pending}")
 
 
+def async_proxy_fence() -> Expr:
+    """Let wgmma see what this thread has written to shared memory."""
+    return _call("intswin_async_proxy_fence")
+
+
+def wgmma_descriptor(address: Expr, row_bytes: int) -> Expr:
+    """The uint64 by which wgmma finds a tile at a uint32 address; 2 more for 32 bytes further."""
+    return _call(f"intswin_wgmma_descriptor_{row_bytes}", address, dtype="uint64")
+
+
+def wgmma_fence() -> Expr:
+    """Order the registers that were written before the multiplications that follow."""
+    return _call("intswin_wgmma_fence")
+
+
+def wgmma_u8s8(d: Expr, a: Expr, b: Expr, columns: int) -> Expr:
+    """Start D += a * b^T by a warpgroup: uint8 (64, 32), int8 (columns, 32), int32 (64, columns).
+
+    Args:
+        d: pointer to columns / 2 int32 registers of this lane.
+        a: descriptor.
+        b: descriptor.
+        columns: one of cuda_wgmma_functions.COLUMNS.
+    """
+    return _call(f"intswin_wgmma_n{columns}", d, a, b)
+
+
+def wgmma_commit() -> Expr:
+    """Make a group of the multiplications since the last one."""
+    return _call("intswin_wgmma_commit")
+
+
+def wgmma_wait_1() -> Expr:
+    """Wait until at most the latest group is running."""
+    return _call("intswin_wgmma_wait_1")
+
+
+def wgmma_results(d: Buffer) -> Expr:
+    """Wait for all multiplications; `d` are the registers that they have written."""
+    return _call(f"intswin_wgmma_results_{int(d.shape[0])}", pointer(d, 0))
+
+
 def dp4a_u8s8(acc: Expr, a: Expr, b: Expr) -> Expr:
     """Acc + the sum of four products of the uint8 in `a` and the int8 in `b`, all int32; sm_61."""
     return _call("intswin_dp4a_u8s8", acc, a, b, dtype="int32")

@@ -20,6 +20,7 @@ from intswin.compile.schedules import (
     cuda_attention_space,
     cuda_gemm,
     cuda_gemm_space,
+    cuda_gemm_tiles,
     cuda_layer_norm,
     cuda_layer_norm_space,
     cuda_tiles,
@@ -61,7 +62,7 @@ _FAMILIES = {
     "linear": _Family(
         shape_of=cuda_gemm.shape_of,
         space=cuda_gemm_space,
-        tile_type=lambda shape: cuda_gemm_space.TILES[shape.layout],
+        tile_type=lambda shape: cuda_gemm_tiles.TILES[shape.layout],
         write=cuda_gemm.kernel,
     ),
     "attention": _Family(

@@ -13,6 +13,7 @@ from tvm.target import Target
 from intswin.compile.schedules import (
     cuda_attention_space,
     cuda_gemm_space,
+    cuda_gemm_tiles,
     cuda_kernels,
     cuda_layer_norm_space,
     gemm,
@@ -20,7 +21,7 @@ from intswin.compile.schedules import (
 )
 from intswin.compile.schedules.attention import AttentionShape
 from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
-from intswin.compile.schedules.cuda_gemm_space import CudaGemmShape, Dp4aTile, MmaTile
+from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile, MmaTile, WgmmaTile
 from intswin.compile.schedules.cuda_kernels import Space
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
@@ -28,7 +29,7 @@ from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
 Shape: TypeAlias = GemmShape | CudaGemmShape | AttentionShape | LayerNormShape
-Tile: TypeAlias = GemmTile | MmaTile | Dp4aTile | MmaAttentionTile | LayerNormTile
+Tile: TypeAlias = GemmTile | MmaTile | WgmmaTile | Dp4aTile | MmaAttentionTile | LayerNormTile
 
 _SPACES: dict[type, Space] = {
     GemmShape: gemm_space,
@@ -73,7 +74,7 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     """
     kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = [MmaTile, Dp4aTile, MmaAttentionTile, LayerNormTile]
+        kinds = [MmaTile, WgmmaTile, Dp4aTile, MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
             return kind(*values)
@@ -129,5 +130,5 @@ def finished(schedule: s_tir.Schedule, target: Target) -> tvm.IRModule:
 
 def _tile_type(shape: Shape) -> type[Tile]:
     if isinstance(shape, CudaGemmShape):
-        return cuda_gemm_space.TILES[shape.layout]
+        return cuda_gemm_tiles.TILES[shape.layout]
     return _TILES[type(shape)]

@@ -287,6 +287,57 @@ def test_mma_by_part_of_a_warp_is_found():
         run(body, {"y": zeros(32)}, functions=["intswin_mma_u8s8"])
 
 
+WGMMA = """
+  extern __shared__ unsigned char memory[];
+  unsigned start = (intswin_shared_address(memory) + 1023) / 1024 * 1024;
+  unsigned char* tile = memory + (start - intswin_shared_address(memory));
+  for (int i = threadIdx.x; i < 96 * BYTES; i += 128) {
+    int row = i / BYTES, chunk = i % BYTES / 16 ^ (BYTES == 128 ? row % 8 : row / 2 % 4);
+    tile[row * BYTES + chunk * 16 + i % 16] = row < 64 ? a[i] : b[i - 64 * BYTES];
+  }
+  __syncthreads();
+  int d[16];
+  for (int i = 0; i < 16; ++i) d[i] = i;
+  intswin_wgmma_fence();
+  for (int step = 0; step < 2; ++step) {
+    intswin_wgmma_n32(d, intswin_wgmma_descriptor_BYTES(start) + 2 * step,
+                      intswin_wgmma_descriptor_BYTES(start + 64 * BYTES) + 2 * step);
+  }
+  intswin_wgmma_commit();
+  WAIT
+  int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+  for (int i = 0; i < 16; ++i) y[(row + i / 2 % 2 * 8) * 32 + i / 4 * 8 + column + i % 2] = d[i];
+"""
+
+
+def run_wgmma(row_bytes, wait):
+    """Results, and those expected: of 64 of the bytes of each row, added to what was there."""
+    names = ["fence", "n32", f"descriptor_{row_bytes}", "commit", "results_16", "wait_1"]
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (64, row_bytes), np.uint8)
+    b = rng.integers(-128, 128, (32, row_bytes)).astype(np.int8)
+    y = run(
+        WGMMA.replace("BYTES", str(row_bytes)).replace("WAIT", wait),
+        {"a": a, "b": b, "y": zeros(64, 32)},
+        threads=128,
+        functions=["intswin_shared_address", *(f"intswin_wgmma_{name}" for name in names)],
+        dynamic_shared=96 * row_bytes + 1024,
+    )
+    row, column = np.indices((64, 32))
+    start = column // 8 * 4 + row // 8 % 2 * 2 + column % 2
+    return y, start + a[:, :64].astype(np.int32) @ b[:, :64].T
+
+
+@pytest.mark.parametrize("row_bytes", [64, 128])
+def test_wgmma(row_bytes):
+    np.testing.assert_array_equal(*run_wgmma(row_bytes, "intswin_wgmma_results_16(d);"))
+
+
+def test_wgmma_that_is_not_waited_for_gives_no_results():
+    actual, expected = run_wgmma(128, "intswin_wgmma_wait_1();")
+    assert (actual != expected).mean() > 0.9
+
+
 def test_dp4a():
     body = """
   int i = threadIdx.x;

@@ -14,15 +14,16 @@ import graphs
 from cuda_emulator import emulate
 from intswin.compile.operators import cuda_linear
 from intswin.compile.schedules import cuda_kernels
-from intswin.compile.schedules.cuda_gemm_space import (
+from intswin.compile.schedules.cuda_gemm_space import candidates, default_tile
+from intswin.compile.schedules.cuda_gemm_tiles import (
     TILES,
     CudaGemmShape,
     Dp4aTile,
     MmaTile,
-    candidates,
-    default_tile,
+    WgmmaTile,
 )
 from intswin.compile.schedules.cuda_separate_gelu import separate_gelu_kernel
+from intswin.compile.schedules.cuda_wgmma_functions import COLUMNS
 from intswin.compile.targets import get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
 from intswin.models import integer_ops
@@ -66,6 +67,13 @@ _MMA_TILES = [
     (17, 272, 21, MmaTile(16, 32, 256, 1, 1, 2, 2)),  # columns one by one
     (17, 64, 21, MmaTile(16, 32, 64, 1, 1, 1, 1)),
 ]
+_WGMMA_TILES = [
+    (70, 192, 40, WgmmaTile(64, 64, 64, 1, 1, 3)),  # all slices ahead; rows and columns are masked
+    (130, 320, 64, WgmmaTile(128, 64, 64, 1, 2, 3)),  # slots are filled again
+    (100, 192, 192, WgmmaTile(128, 192, 128, 2, 1, 2)),  # a last slice that is not full
+    (40, 640, 96, WgmmaTile(64, 96, 128, 1, 1, 4)),
+    (20, 64, 21, WgmmaTile(64, 32, 64, 1, 1, 1)),  # columns one by one
+]
 _DP4A_TILES = [
     (49, 96, 64, Dp4aTile(64, 64, 32, 8, 4)),
     (70, 64, 40, Dp4aTile(32, 32, 64, 4, 4)),
@@ -78,14 +86,17 @@ _DP4A_TILES = [
     ("target_name", "problem", "epilogue"),
     [
         *(("cuda-h100", *both) for both in zip(_MMA_TILES, _EPILOGUES, strict=False)),
+        *(("cuda-h100", *both) for both in zip(_WGMMA_TILES, _EPILOGUES, strict=False)),
         *(("cuda-v100", *both) for both in zip(_DP4A_TILES, _EPILOGUES, strict=False)),
         ("cuda-t4", _MMA_TILES[0], {"out": "i16", "residual": True}),
         ("cuda-t4", _MMA_TILES[4], {"zero_point": 0}),
     ],
     ids=str,
 )
-def test_tiles(target_name, problem, epilogue):
+def test_tiles(target_name, problem, epilogue, monkeypatch):
     rows, k, n, tile = problem
+    if isinstance(tile, WgmmaTile):
+        monkeypatch.setattr(cuda_linear, "weight_layout", lambda *_: "wgmma")
     rng = np.random.default_rng(rows)
     extreme = bool(rows % 2)
     case = graphs.random_linear(rng, rows, k, n, extreme=extreme, **epilogue)
@@ -131,14 +142,16 @@ def test_tiles_of_another_shape_are_refused():
         cuda_kernels.schedule(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
 
 
-@pytest.mark.parametrize("arch", [70, 75, 80, 89, 90])
-def test_every_draw_is_a_tile(arch):
+@pytest.mark.parametrize(
+    ("arch", "layout"),
+    [(70, "dp4a"), (75, "mma"), (80, "mma"), (89, "mma"), (90, "mma"), (90, "wgmma")],
+)
+def test_every_draw_is_a_tile(arch, layout):
     rng = random.Random(arch)
-    layout = "mma" if arch >= 75 else "dp4a"
     limit = {70: 96, 75: 64, 80: 163, 89: 99, 90: 227}[arch] << 10
     for _ in range(150):
         rows, columns = rng.choice([1, 49, 784, 100352]), rng.choice([10, 32, 96, 1000, 4096])
-        depth = rng.choice([16, 48, 96, 768, 4096])
+        depth = rng.choice([64, 192, 4096] if layout == "wgmma" else [16, 48, 96, 768, 4096])
         shape = CudaGemmShape(arch, layout, rows, columns, depth, "u8", "none", 7, False)
         default = default_tile(shape)
         made, of_default = {}, {}
@@ -151,6 +164,9 @@ def test_every_draw_is_a_tile(arch):
         assert tile.shared_bytes <= limit
         if arch == 75:  # copies are not asynchronous
             assert tile.stages <= 2
+        if layout == "wgmma":
+            assert tile.block_rows % (64 * tile.row_warpgroups) == 0
+            assert tile.block_columns // tile.column_warpgroups in COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -167,9 +183,26 @@ def test_default_tiles(rows, depth, columns, tile):
     assert default_tile(shape) == tile
 
 
+@pytest.mark.parametrize(
+    ("target_name", "depth", "rows", "layout"),
+    [
+        ("cuda-h100", 384, 6272, "wgmma"),
+        ("cuda-h100", 192, 25088, "mma"),  # too shallow
+        ("cuda-h100", 384, 196, "mma"),  # too few rows
+        ("cuda-h100", 400, 6272, "mma"),  # no whole slices
+        ("cuda-a100", 384, 6272, "mma"),
+        ("cuda-t4", 384, 6272, "mma"),
+        ("cuda-h100", 52, 6272, "dp4a"),
+        ("cuda-v100", 384, 6272, "dp4a"),
+    ],
+)
+def test_layouts(target_name, depth, rows, layout):
+    assert cuda_linear.weight_layout(get_target(target_name), depth, rows) == layout
+
+
 def test_packed_weights_hold_every_element_once():
     weight = np.arange(-127, 128, dtype=np.int8)[:240].reshape(12, 20)
-    for layout, size in (("mma", 32 * 32), ("dp4a", 32 * 20)):
+    for layout, size in (("wgmma", 32 * 20), ("mma", 32 * 32), ("dp4a", 32 * 20)):
         packed = cuda_linear.pack_weight(weight, layout)
         assert packed.size == size
         assert sorted(packed[packed != 0]) == sorted(weight[weight != 0])

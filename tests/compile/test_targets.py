@@ -42,6 +42,7 @@ def test_cuda_targets(name, arch, number, mma):
     assert str(target.attrs["arch"]) == arch
     assert targets.cuda_arch(target) == number
     assert targets.has_mma(target) is mma
+    assert targets.has_wgmma(target) is (name == "cuda-h100")
     assert target.host.kind.name == "llvm"
     assert not targets.has_avx2(target)
 

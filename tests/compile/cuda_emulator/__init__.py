@@ -6,8 +6,9 @@ PTX is emulated instruction by instruction (include/ptx.h). `emulate` says what 
 
 Not found: an access outside of one shared array but inside shared memory; a read less than a page
 in front of an array; a misaligned access at a constant offset; what ptxas or the hardware limits
-(registers, size of shared memory). Clusters, TMA, wgmma and memory ordering between blocks are not
-emulated. Libraries are kept in the temporary folder, by the hash of their source.
+(registers, size of shared memory), a missing wgmma.fence or fence.proxy.async. Clusters, TMA and
+memory ordering between blocks are not emulated. Libraries are kept in the temporary folder, by the
+hash of their source.
 """
 
 from cuda_emulator.emulate import emulate, emulate_source

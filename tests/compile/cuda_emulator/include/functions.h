@@ -34,7 +34,8 @@ static char* dynamic_shared;
 static size_t dynamic_shared_bytes;
 
 // Shared memory as instructions address it; dynamic memory lies behind the static one.
-static const unsigned kStaticBase = 1 << 20, kDynamicBase = 2 << 20;
+// Aligned to 128 bytes only: what needs more has to align itself.
+static const unsigned kStaticBase = 1 << 20, kDynamicBase = (2 << 20) + 128;
 
 static unsigned shared_address(const void* pointer) {
   const char* p = (const char*)pointer;

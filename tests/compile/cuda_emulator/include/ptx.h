@@ -1,6 +1,6 @@
 // PTX instructions: `asm("name ...")` becomes emu::ptx::name_with_underscores(operands in order).
 // Layouts and semantics after the PTX ISA manual, sections "Matrix Fragments for mma.m8n8k16",
-// "... for mma.m16n8k32", ldmatrix, cp.async, dp4a and cvt.pack.
+// "... for mma.m16n8k32", ldmatrix, cp.async, dp4a, cvt.pack and wgmma ("Matrix Descriptor Format").
 #pragma once
 
 #include "functions.h"
@@ -90,6 +90,73 @@ EMU_UNCHECKED static void wait_for_copies(unsigned pending) {
   }
 }
 
+// 16 bytes, from byte k on, of a row of the tile that a descriptor of wgmma names.
+EMU_UNCHECKED static const char* tile_chunk(uint64_t descriptor, int row, int k) {
+  int swizzle = descriptor >> 62;
+  if (!swizzle) fail("wgmma: only swizzled tiles are emulated");
+  unsigned mask = 8 >> swizzle << 1, bytes = 256 >> swizzle;  // mask: 8, 4 or 2 chunks of a row
+  unsigned address = (kDynamicBase & ~0x3ffff) + ((descriptor & 0x3fff) << 4);
+  unsigned eight_rows = (descriptor >> 32 & 0x3fff) << 4;
+  address += row / 8 * eight_rows + row % 8 * bytes + k;
+  address ^= (address >> 7 & (mask - 1)) << 4;
+  const char* p = shared_pointer(address, 16, "wgmma");
+  EMU_NOTE(*current, p, 16, false);
+  return p;
+}
+
+__attribute__((no_sanitize("undefined", "thread"), optimize("O3"))) static void multiply(
+    const Multiplication& work) {
+  int16_t left[2][32];
+  int group = lane() / 4, column = 2 * (lane() % 4), first = current->number / 32 % 4 * 16;
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 32; ++k) {
+      left[half][k] = (uint8_t)tile_chunk(work.a, first + group + 8 * half, k & 16)[k & 15];
+    }
+  }
+  for (int block = 0; block < work.columns / 8; ++block) {
+    for (int i = 0; i < 2; ++i) {
+      int8_t right[32];
+      for (int k = 0; k < 32; k += 16) {
+        memcpy(right + k, tile_chunk(work.b, 8 * block + column + i, k), 16);
+      }
+      for (int half = 0; half < 2; ++half) {
+        int sum = 0;
+        for (int k = 0; k < 32; ++k) sum += left[half][k] * right[k];
+        work.results[4 * block + 2 * half + i] += sum;
+      }
+    }
+  }
+}
+
+// As late as allowed, so that a slot which is filled again too early gives wrong results.
+static void wait_for_multiplications(unsigned pending) {
+  Thread& thread = *current;
+  while (thread.finished != thread.started) {
+    const Multiplication& work = thread.multiplications[thread.finished % kMultiplications];
+    if (work.group + pending >= thread.multiplication_groups) return;
+    multiply(work);
+    ++thread.finished;
+  }
+}
+
+template <int Columns, class... Operands>
+static inline void start_multiplication(Operands&&... operands) {
+  const int count = Columns / 2;
+  int* registers[] = {(int*)&operands...};
+  uint64_t values[] = {(uint64_t)operands...};
+  static_assert(sizeof...(operands) == count + 3, "wgmma: number of operands");
+  for (int i = 0; i < count; ++i) {
+    if (registers[i] != registers[0] + i) fail("wgmma: results that are not of one array");
+  }
+  if (values[count + 2] != 1) fail("wgmma: scale-d that is not 1");
+  Thread& thread = *current;
+  if (thread.started - thread.finished == kMultiplications) {
+    fail("wgmma: %u multiplications in flight", kMultiplications);
+  }
+  thread.multiplications[thread.started++ % kMultiplications] = {
+      registers[0], Columns, values[count], values[count + 1], thread.multiplication_groups};
+}
+
 static unsigned saturated(unsigned x, int low, int high) {
   return (unsigned)max(low, min((int)x, high));
 }
@@ -165,6 +232,26 @@ static inline void cp_async_wait_all() {
   cp_async_commit_group();
   wait_for_copies(0);
 }
+
+#define EMU_WGMMA(NAME, COLUMNS)                              \
+  template <class... Operands>                                \
+  static inline void NAME(Operands&&... operands) {           \
+    collective(~0u, #NAME, nullptr, [](void**, unsigned) {}); \
+    start_multiplication<COLUMNS>(operands...);               \
+  }
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n32k32_s32_u8_s8, 32)
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n64k32_s32_u8_s8, 64)
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n96k32_s32_u8_s8, 96)
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n128k32_s32_u8_s8, 128)
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n192k32_s32_u8_s8, 192)
+EMU_WGMMA(wgmma_mma_async_sync_aligned_m64n256k32_s32_u8_s8, 256)
+#undef EMU_WGMMA
+static inline void wgmma_fence_sync_aligned() {}
+static inline void wgmma_commit_group_sync_aligned() { ++current->multiplication_groups; }
+static inline void wgmma_wait_group_sync_aligned(unsigned pending) {
+  wait_for_multiplications(pending);
+}
+static inline void fence_proxy_async_shared_cta() {}
 
 #define EMU_DP4A(NAME, A, B)                                              \
   template <class R>                                                      \

@@ -33,6 +33,15 @@ struct Copy {  // by cp.async
 
 static const unsigned kCopies = 256;  // of a thread, in flight
 
+struct Multiplication {  // by wgmma
+  int* results;
+  int columns;
+  uint64_t a, b;
+  unsigned group;
+};
+
+static const unsigned kMultiplications = 64;  // of a thread, in flight
+
 template <class T>
 struct Array {  // the standard library costs more than most kernels to compile
   T* first = nullptr;
@@ -57,6 +66,8 @@ struct Thread {
   Copy copies[kCopies];  // a ring
   unsigned issued, landed;
   unsigned groups;  // committed
+  Multiplication multiplications[kMultiplications];  // a ring, like that of the copies
+  unsigned started, finished, multiplication_groups;
 };
 
 struct Warp {
