@@ -1,7 +1,7 @@
 """A rough model of how long a CUDA GEMM takes, by which a tile is chosen without a search.
 
-Of 753 tiles of the 50 GEMMs of swin_tiny and swin_base that wgmma computes, measured on an H100, the
-ones that it chose took 1.13 times as long as the fastest (geometric mean; 1.95 at most).
+Of 753 tiles of the 50 GEMMs of swin_tiny and swin_base that wgmma computes, measured on an H100,
+those that it chose took 1.13 times as long as the fastest (geometric mean; 1.95 at most).
 """
 
 from __future__ import annotations
