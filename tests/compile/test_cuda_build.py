@@ -74,6 +74,15 @@ def test_library_holds_the_code_that_was_asked_for(name, tmp_path):
     assert not [dtype for dtype in report.operations if "float" in dtype]
 
 
+@pytest.mark.parametrize("name", [needs("cuda-h100")])
+def test_a_large_gemm_is_computed_by_wgmma(name, tmp_path):
+    case = graphs.random_linear(np.random.default_rng(0), 1568, 256, 64)
+    data, report = library(name, tmp_path, case)
+    assert [(code.kind, code.arch) for code in cuda_code.read(data)] == CODE[name]
+    assert [f for f in report.device_functions if f.startswith("intswin_wgmma_n")]
+    assert "intswin_mma_u8s8" not in report.device_functions
+
+
 @pytest.mark.parametrize("name", [needs("cuda-a100")])
 def test_equal_inputs_give_equal_libraries(name, tmp_path):
     assert library(name, tmp_path)[0] == library(name, tmp_path)[0]
