@@ -48,18 +48,17 @@ def main() -> None:
     if options.prepare:
         sys.exit(1 if failures else 0)
     result = {**conditions(), "target": options.target, "cases": []}
+
+    def keep(case: dict[str, Any]) -> None:
+        save({**result, "cases": [*result["cases"], case]}, options.json, say)
+
     for place, (network, batch) in enumerate(cases):
         left = end - time.monotonic()
         if left <= 0 and result["cases"]:
             say(f"{network} batch {batch}: no time left")
             continue
         share = time.monotonic() + left / (len(cases) - place)
-        known = result["cases"]
-
-        def keep(case: dict[str, Any], known: list[Any] = known) -> None:
-            save({**result, "cases": [*known, case]}, options.json, say)
-
-        result["cases"] = [*known, run_case(network, int(batch), options, share, say, keep)]
+        result["cases"].append(run_case(network, int(batch), options, share, say, keep))
         save(result, options.json, say)
     report(result)
 

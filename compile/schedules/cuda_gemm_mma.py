@@ -28,7 +28,7 @@ from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, copy_chunk, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile
-from intswin.compile.schedules.cuda_gemm_write import Place, write_accumulators
+from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _STEP = 32  # depth of an mma
@@ -204,7 +204,7 @@ class _Kernel:
             self.shape,
             self.args,
             self.acc,
-            Place(
+            LanePlace(
                 row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
                 offsets=[8 * r for r in range(self.row_blocks * 2)],
                 column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,

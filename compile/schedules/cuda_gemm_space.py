@@ -9,6 +9,7 @@ from intswin.compile.schedules.cuda_gemm_model import cycles
 from intswin.compile.schedules.cuda_gemm_tiles import (
     FIRST_WITH_ASYNC_COPIES,
     GPUS,
+    MOST_ACCUMULATORS,
     REGISTERS,
     WGMMA_ALIGNMENT,
     CudaGemmShape,
@@ -23,8 +24,7 @@ from intswin.compile.schedules.cuda_wgmma_functions import COLUMNS, ROW_BYTES
 # than before, so that records of the old space are neither used nor compared with new ones.
 SPACE_VERSION = 1
 
-_MOST_ACCUMULATORS = 128  # int32 registers of a thread
-_OTHER_REGISTERS = 48  # that it needs at least beside them
+_OTHER_REGISTERS = 48  # that a thread needs at least beside its accumulators
 _OTHER_REGISTERS_OF_WGMMA = 40  # whose operands stay in shared memory
 _MOST_THREADS = 512
 _DEPTHS = (32, 64, 96, 128, 192, 256)
@@ -162,7 +162,7 @@ def _has_registers(warp_results: int, threads: int, others: int = _OTHER_REGISTE
     """Whether threads whose warps have so many results fit a block without spilling."""
     accumulators = warp_results // 32
     return (
-        accumulators <= _MOST_ACCUMULATORS
+        accumulators <= MOST_ACCUMULATORS
         and threads <= _MOST_THREADS
         and threads * (accumulators + others) <= REGISTERS
     )

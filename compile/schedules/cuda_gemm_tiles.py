@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+MOST_ACCUMULATORS = 128  # int32 registers of a thread
 REGISTERS = 65536  # of a multiprocessor, and so of a block
 FIRST_WITH_ASYNC_COPIES = 80
 WGMMA_ALIGNMENT = 1024  # bytes; of a slice in shared memory

@@ -26,7 +26,7 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
     CudaGemmShape,
     WgmmaTile,
 )
-from intswin.compile.schedules.cuda_gemm_write import Place, write_accumulators
+from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _ROWS = 64  # of a multiplication
@@ -86,7 +86,7 @@ class _Kernel:
             shape,
             self.args,
             self.acc,
-            Place(
+            LanePlace(
                 row=place.row + self.row + warp * 16 + lane // 4,
                 offsets=[_ROWS * m + 8 * half for m in range(self.row_blocks) for half in (0, 1)],
                 column=place.column + self.column + lane % 4 * 8,

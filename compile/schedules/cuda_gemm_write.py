@@ -22,7 +22,7 @@ _WIDTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class LanePlace:
     """Where a lane's results are.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
 
 
 def write_accumulators(
-    shape: CudaGemmShape, args: Arguments, acc: Buffer, place: Place, tile: MmaTile | WgmmaTile
+    shape: CudaGemmShape, args: Arguments, acc: Buffer, place: LanePlace, tile: MmaTile | WgmmaTile
 ) -> None:
     """Emit the epilogue of all results that exist."""
     epilogue = Epilogue(shape, args, _WIDTH, len(place.offsets))

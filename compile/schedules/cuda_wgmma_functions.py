@@ -14,9 +14,10 @@ columns, a lane has what it has of the results of mma.m16n8k32 (cuda_device_func
 
 from __future__ import annotations
 
+from intswin.compile.schedules.cuda_gemm_tiles import MOST_ACCUMULATORS
+
 COLUMNS = (32, 64, 96, 128, 192, 256)  # of D, here; the instruction knows more
 ROW_BYTES = (64, 128)
-MOST_RESULTS = 128  # int32 registers of a thread
 
 _SWIZZLES = {128: 1, 64: 2}
 
@@ -73,7 +74,7 @@ FUNCTIONS: dict[str, tuple[str, str, str]] = {
   asm volatile("wgmma.wait_group.sync.aligned 0;" : {_registers(count)} :: "memory");
 """,
         )
-        for count in range(16, MOST_RESULTS + 1, 16)
+        for count in range(16, MOST_ACCUMULATORS + 1, 16)
     },
     **{
         f"intswin_wgmma_n{columns}": (

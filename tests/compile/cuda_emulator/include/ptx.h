@@ -94,11 +94,11 @@ EMU_UNCHECKED static void wait_for_copies(unsigned pending) {
 EMU_UNCHECKED static const char* tile_chunk(uint64_t descriptor, int row, int k) {
   int swizzle = descriptor >> 62;
   if (!swizzle) fail("wgmma: only swizzled tiles are emulated");
-  unsigned mask = 8 >> swizzle << 1, bytes = 256 >> swizzle;  // mask: 8, 4 or 2 chunks of a row
+  unsigned chunks = 16 >> swizzle, bytes = 16 * chunks;  // of a row
   unsigned address = (kDynamicBase & ~0x3ffff) + ((descriptor & 0x3fff) << 4);
   unsigned eight_rows = (descriptor >> 32 & 0x3fff) << 4;
   address += row / 8 * eight_rows + row % 8 * bytes + k;
-  address ^= (address >> 7 & (mask - 1)) << 4;
+  address ^= (address >> 7 & (chunks - 1)) << 4;
   const char* p = shared_pointer(address, 16, "wgmma");
   EMU_NOTE(*current, p, 16, false);
   return p;
