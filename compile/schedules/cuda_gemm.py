@@ -6,23 +6,31 @@ The description is the PrimFunc of operators/cuda_linear.py, which says what to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
-from intswin.compile.schedules import cuda_tiles
-from intswin.compile.schedules.cuda_gemm_dp4a import emit_dp4a
+from intswin.compile.schedules import cuda_gemm_grid, cuda_tiles
+from intswin.compile.schedules.cuda_gemm_dp4a import Dp4aKernel
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
-from intswin.compile.schedules.cuda_gemm_mma import emit_mma
+from intswin.compile.schedules.cuda_gemm_mma import MmaKernel
 from intswin.compile.schedules.cuda_gemm_tiles import (
     CudaGemmShape,
     CudaGemmTile,
-    MmaTile,
-    WgmmaTile,
 )
-from intswin.compile.schedules.cuda_gemm_wgmma import emit_wgmma
+from intswin.compile.schedules.cuda_gemm_wgmma import WgmmaKernel
 from intswin.compile.targets import cuda_arch
+
+# By the layout of the packed weight; each takes the tile of its layout (cuda_gemm_tiles.TILES).
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "wgmma": WgmmaKernel,
+    "mma": MmaKernel,
+    "dp4a": Dp4aKernel,
+}
 
 
 def shape_of(func: tirx.PrimFunc, target: Target) -> CudaGemmShape:
@@ -46,12 +54,8 @@ def kernel(func: tirx.PrimFunc, shape: CudaGemmShape, tile: CudaGemmTile) -> tir
         with T.prim_func(s_tir=True):
             T.func_name("linear")
             args = _arguments(func, shape)
-            if isinstance(tile, MmaTile):
-                emit_mma(shape, tile, args)
-            elif isinstance(tile, WgmmaTile):
-                emit_wgmma(shape, tile, args)
-            else:
-                emit_dp4a(shape, tile, args)
+            with cuda_gemm_grid.blocks(shape, tile) as place:
+                _KERNELS[shape.layout](shape, tile, args, place).emit()
     attrs = dict(func.attrs.items()) | {"tirx.is_scheduled": True, "tirx.noalias": True}
     return builder.get().with_attr(attrs)
 

@@ -22,13 +22,20 @@ class RowCopies:
 
     Args:
         matrix: 8 bits an element, `rows` rows of `depth`.
+        permuted: whether the chunks of a row are.
     """
 
     def __init__(
-        self, matrix: Buffer, rows: int, depth: int, tile_rows: int, tile_depth: int
+        self,
+        matrix: Buffer,
+        rows: int,
+        depth: int,
+        tile_rows: int,
+        tile_depth: int,
+        permuted: bool = True,
     ) -> None:
         self._matrix, self._rows, self._depth = matrix, rows, depth
-        self._tile_rows, self._tile_depth = tile_rows, tile_depth
+        self._tile_rows, self._tile_depth, self._permuted = tile_rows, tile_depth, permuted
         self._chunks: list[tuple[Expr, Expr, Expr, Expr | None]] = []
 
     def plan(self, thread: Expr, threads: int, first_row: Expr, offset: int = 0) -> None:
@@ -46,7 +53,8 @@ class RowCopies:
             index = T.Bind(thread + first)
             row, chunk = T.Bind(index // chunks), T.Bind(index % chunks)
             source = tirx.min(first_row + row, int32(self._rows - 1)) * self._depth
-            target = row * self._tile_depth + (chunk ^ permutation(row, chunks)) * CHUNK + offset
+            place = chunk ^ permutation(row, chunks) if self._permuted else chunk
+            target = row * self._tile_depth + place * CHUNK + offset
             partial = index < int32(total) if first + threads > total else None
             self._chunks.append((T.Bind(source), chunk, T.Bind(target), partial))
 
@@ -57,7 +65,7 @@ class RowCopies:
         for source, chunk, target, partial in self._chunks:
             k = depth + chunk * CHUNK
             valid = None if exact else k < int32(self._depth)
-            copy_chunk(slot, target, self._matrix, source, k, valid, partial)
+            _copy_chunk(slot, target, self._matrix, source, k, valid, partial)
 
 
 def permutation(row: Expr, chunks: int) -> Expr:
@@ -69,7 +77,7 @@ def permutation(row: Expr, chunks: int) -> Expr:
     return row // 4 % 2
 
 
-def copy_chunk(
+def _copy_chunk(
     slot: Expr,
     target: Expr,
     buffer: Buffer,

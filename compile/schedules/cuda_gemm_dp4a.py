@@ -17,9 +17,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
+from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
@@ -27,18 +27,10 @@ _WORD = 4  # bytes, and input channels of a dp4a
 _CHUNK = 16  # bytes of a load
 
 
-def emit_dp4a(shape: CudaGemmShape, tile: Dp4aTile, args: Arguments) -> None:
-    """Emit the kernel's body into the PrimFunc that is being built."""
-    with cuda_gemm_grid.blocks(shape, tile) as place:
-        _Kernel(shape, tile, args, place).emit()
+class Dp4aKernel:
+    """What one block of threads computes."""
 
-
-class _Kernel:
-    """One block of threads."""
-
-    def __init__(
-        self, shape: CudaGemmShape, tile: Dp4aTile, args: Arguments, place: cuda_gemm_grid.Place
-    ) -> None:
+    def __init__(self, shape: CudaGemmShape, tile: Dp4aTile, args: Arguments, place: Place) -> None:
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)

@@ -23,10 +23,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, copy_chunk, permutation
+from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
+from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile
 from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
 from intswin.compile.schedules.cuda_intrinsics import Expr
@@ -36,18 +36,10 @@ _GROUP = 32  # columns of a group of the packed weight
 _PIECE = _GROUP * _STEP  # bytes of a group in a step
 
 
-def emit_mma(shape: CudaGemmShape, tile: MmaTile, args: Arguments) -> None:
-    """Emit the kernel's body into the PrimFunc that is being built."""
-    with cuda_gemm_grid.blocks(shape, tile) as place:
-        _Kernel(shape, tile, args, place).emit()
+class MmaKernel:
+    """What one block of threads computes."""
 
-
-class _Kernel:
-    """One block of threads."""
-
-    def __init__(
-        self, shape: CudaGemmShape, tile: MmaTile, args: Arguments, place: cuda_gemm_grid.Place
-    ) -> None:
+    def __init__(self, shape: CudaGemmShape, tile: MmaTile, args: Arguments, place: Place) -> None:
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
@@ -66,7 +58,7 @@ class _Kernel:
         self.b = cuda.registers(self.groups * 8)
 
     def emit(self) -> None:
-        """The whole of it: load ahead, multiply, reduce, write."""
+        """Emit the whole of it: load ahead, multiply, reduce, write."""
         ahead = self.tile.stages - 1
         self._plan_loads()
         for index in range(int(self.acc.shape[0])):
@@ -107,19 +99,17 @@ class _Kernel:
             self.args.x, self.shape.rows, self.shape.depth, tile.block_rows, tile.block_depth
         )
         self.rows_of_x.plan(self.thread, threads, self.row)
-        self.weight_copies = []
-        steps = -(-self.shape.depth // _STEP)
-        groups = -(-self.shape.columns // _GROUP)
-        per_group = self.steps * _PIECE // CHUNK
-        total = tile.block_columns // _GROUP * per_group
-        for first in range(0, total, threads):
-            index = T.Bind(self.thread + first)
-            group = tirx.min(self.column // _GROUP + index // per_group, int32(groups - 1))
-            within = T.Bind(index % per_group)
-            source = T.Bind(group * (steps * _PIECE) + within * CHUNK)
-            target = T.Bind(index * CHUNK + tile.block_rows * tile.block_depth)
-            partial = index < int32(total) if first + threads > total else None
-            self.weight_copies.append((source, within // (_PIECE // CHUNK), target, partial))
+        # A group of columns is a row of the packed weight, in the order in which it is read.
+        self.rows_of_weight = RowCopies(
+            self.args.weight,
+            -(-self.shape.columns // _GROUP),
+            -(-self.shape.depth // _STEP) * _PIECE,
+            tile.block_columns // _GROUP,
+            self.steps * _PIECE,
+            permuted=False,
+        )
+        offset = tile.block_rows * tile.block_depth
+        self.rows_of_weight.plan(self.thread, threads, self.column // _GROUP, offset)
 
     def _load(self, slice_: Expr, slot: int) -> None:
         """Start copying a slice, as a group of its own."""
@@ -130,11 +120,7 @@ class _Kernel:
     def _copies(self, slice_: Expr, slot: Expr) -> None:
         base = T.Bind(self._slot(slot))
         self.rows_of_x.start(slice_, base)
-        steps = -(-self.shape.depth // _STEP)
-        step = T.Bind(slice_ * self.steps)
-        for source, own_step, target, partial in self.weight_copies:
-            valid = None if steps % self.steps == 0 else step + own_step < int32(steps)
-            copy_chunk(base, target, self.args.weight, source, step * _PIECE, valid, partial)
+        self.rows_of_weight.start(slice_, base)
 
     def _plan_multiplication(self) -> None:
         """This lane's offsets in a slot: its row of `a`, its bytes of `b`."""

@@ -17,10 +17,10 @@ from __future__ import annotations
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules import cuda_gemm_grid
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
+from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import (
     WGMMA_ALIGNMENT,
     CudaGemmShape,
@@ -33,17 +33,11 @@ _ROWS = 64  # of a multiplication
 _STEP = 32  # its depth
 
 
-def emit_wgmma(shape: CudaGemmShape, tile: WgmmaTile, args: Arguments) -> None:
-    """Emit the kernel's body into the PrimFunc that is being built."""
-    with cuda_gemm_grid.blocks(shape, tile) as place:
-        _Kernel(shape, tile, args, place).emit()
-
-
-class _Kernel:
-    """One block of threads."""
+class WgmmaKernel:
+    """What one block of threads computes."""
 
     def __init__(
-        self, shape: CudaGemmShape, tile: WgmmaTile, args: Arguments, place: cuda_gemm_grid.Place
+        self, shape: CudaGemmShape, tile: WgmmaTile, args: Arguments, place: Place
     ) -> None:
         self.shape, self.tile, self.args, self.place = shape, tile, args, place
         self.slices = -(-shape.depth // tile.block_depth)
@@ -60,7 +54,7 @@ class _Kernel:
         self.acc = cuda.registers(self.row_blocks * self.columns // 2)
 
     def emit(self) -> None:
-        """The whole of it: load ahead, multiply, write."""
+        """Emit the whole of it: load ahead, multiply, write."""
         tile, place, shape = self.tile, self.place, self.shape
         self.x = RowCopies(self.args.x, shape.rows, shape.depth, tile.block_rows, tile.block_depth)
         channels = int(self.args.weight.shape[0]) // shape.depth
