@@ -160,12 +160,13 @@ def roofline(title: str, rows: list[OperatorTime], peak: CpuPeak) -> bytes:
 def _work(node: Node, batch: int) -> tuple[str, int]:
     """The operator with its sizes, and its int8 operations."""
     rows, channels = (*node.out.shape, 1)[:2]
-    if node.op == "linear":
+    if node.op in ("linear", "norm_linear"):
         depth = node.tensors["weight"].shape[1]
         activation = node.attrs["activation"]
         kind = f" {activation}" if activation != "none" else ""
         residual = " + residual" if len(node.inputs) > 1 else ""
-        what = f"linear {rows}x{depth} -> {channels} {node.attrs['out']}{kind}{residual}"
+        norm = "layer_norm, " if node.op == "norm_linear" else ""
+        what = f"{norm}linear {rows}x{depth} -> {channels} {node.attrs['out']}{kind}{residual}"
         return what, 2 * batch * rows * depth * channels
     if node.op == "attention":
         windows, tokens = node.tensors["rows"].shape

@@ -30,6 +30,7 @@ from intswin.compile.schedules import (
     cuda_gemm_space,
     cuda_kernels,
     cuda_layer_norm_space,
+    cuda_norm_gemm_space,
     gemm,
     gemm_space,
 )
@@ -304,7 +305,12 @@ def _definitions(target: Target) -> str:
 
 def _cuda_definitions(target: Target) -> str:
     """A hash of every form of `linear` that is tuned, and of the versions of the spaces."""
-    spaces = (cuda_gemm_space, cuda_attention_space, cuda_layer_norm_space)
+    spaces = (
+        cuda_gemm_space,
+        cuda_attention_space,
+        cuda_layer_norm_space,
+        cuda_norm_gemm_space,
+    )
     parts = [f"{space.__name__} {space.SPACE_VERSION}" for space in spaces]
     parts += _small_kernels(target, depth=6) + _small_kernels(target, depth=16)
     return _hash(parts)

@@ -6,6 +6,7 @@ bit for bit. A batch is the leading axis of every activation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -167,6 +168,12 @@ def _layer_norm(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     return saturate(y, np.uint8 if node.attrs["out"] == "u8" else np.int16)
 
 
+def _norm_linear(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
+    """3.8: `layer_norm` to uint8, and the `linear` that reads it."""
+    norm = dataclasses.replace(node, attrs={**node.attrs, "out": "u8"})
+    return _linear(node, [_layer_norm(norm, inputs, work)], work)
+
+
 def _attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     """3.5: softmax(q k^T + bias) v in windows given by index tables."""
     t, heads, d = node.tensors, int(node.attrs["heads"]), int(node.attrs["d"])
@@ -251,6 +258,7 @@ _OPERATORS: dict[str, Callable[[Node, list[np.ndarray], Work], np.ndarray]] = {
     "patchify": _patchify,
     "linear": _linear,
     "layer_norm": _layer_norm,
+    "norm_linear": _norm_linear,
     "attention": _attention,
     "mean_pool": _mean_pool,
     "gather_rows": _gather_rows,

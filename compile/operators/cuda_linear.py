@@ -34,23 +34,13 @@ def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit x uint8 (B, R, K) [, residual int16 (B, R, N)] -> (B, R, N)."""
-    weight = node.tensors["weight"]
-    layout = weight_layout(target, weight.shape[1], batch * node.out.shape[0])
-    channels = weight.shape[0]
-    out, activation = str(node.attrs["out"]), str(node.attrs["activation"])
-    padding = [(0, 0), (0, -channels % COLUMNS)]
-    requantization = np.stack([node.tensors[name] for name in ("bias", "pre", "mult")])
-    args = [inputs[0], pack_weight(weight, layout)]
-    args.append(np.pad(requantization.astype(np.int32), padding))
-    if activation != "none":
-        args.append(node.tensors["act_params"].astype(np.int32))
-    if out in ("u8", "s8"):
-        args.append(np.array([narrowing_offset(node)], np.int32))
-    args += inputs[1:]
+    channels, depth = node.tensors["weight"].shape
+    layout = weight_layout(target, depth, batch * node.out.shape[0])
+    args = [inputs[0], *constants(node, layout), *inputs[1:]]
     attrs: dict[str, int | str] = {
         "layout": layout,
-        "out": out,
-        "activation": activation,
+        "out": str(node.attrs["out"]),
+        "activation": str(node.attrs["activation"]),
         "frac": int(node.attrs["frac"]),
         "residual": len(inputs) - 1,
     }
@@ -59,6 +49,24 @@ def emit(
         return _described(x, w, channels, attrs, list(rest))
 
     return emit_compute(bb, "linear", compute, args, attrs)
+
+
+def constants(node: Node, layout: str) -> list[np.ndarray]:
+    """What a kernel reads beside activations, in its order.
+
+    Returns:
+        the packed weight; int32 (3, padded N): bias, pre and mult; with an activation int32 (6,):
+        act_params; for 8-bit results int32 (1,): what is added before the last shift.
+    """
+    weight = node.tensors["weight"]
+    padding = [(0, 0), (0, -weight.shape[0] % COLUMNS)]
+    requantization = np.stack([node.tensors[name] for name in ("bias", "pre", "mult")])
+    arrays = [pack_weight(weight, layout), np.pad(requantization.astype(np.int32), padding)]
+    if node.attrs["activation"] != "none":
+        arrays.append(node.tensors["act_params"].astype(np.int32))
+    if node.attrs["out"] in ("u8", "s8"):
+        arrays.append(np.array([narrowing_offset(node)], np.int32))
+    return arrays
 
 
 def weight_layout(target: Target, depth: int, rows: int) -> str:

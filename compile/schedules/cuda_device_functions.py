@@ -153,6 +153,14 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
       :: "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 """,
     ),
+    "intswin_store_shared_8": (
+        "void",
+        "unsigned int address, const int* r",
+        """
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};"
+      :: "r"(address), "r"(r[0]), "r"(r[1]) : "memory");
+""",
+    ),
     "intswin_load_shared_4": (
         "int",
         "unsigned int address",

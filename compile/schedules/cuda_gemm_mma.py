@@ -39,14 +39,23 @@ _PIECE = _GROUP * _STEP  # bytes of a group in a step
 class MmaKernel:
     """What one block of threads computes."""
 
-    def __init__(self, shape: CudaGemmShape, tile: MmaTile, args: Arguments, place: Place) -> None:
+    def __init__(
+        self,
+        shape: CudaGemmShape,
+        tile: MmaTile,
+        args: Arguments,
+        place: Place,
+        shared_bytes: int = 0,
+    ) -> None:
+        """`shared_bytes` are those of the block, if not the tile's."""
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
+        self.copied = self.slices
         self.steps = tile.block_depth // _STEP
         self.row_blocks = tile.warp_rows // 16
         self.groups = tile.warp_columns // _GROUP
-        shared = cuda.shared_memory(tile.shared_bytes)
+        shared = cuda.shared_memory(shared_bytes or tile.shared_bytes)
         self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
         self.lane = T.Bind(self.thread % 32)
         warp = T.Bind(self.thread // 32)
@@ -61,15 +70,14 @@ class MmaKernel:
         """Emit the whole of it: load ahead, multiply, reduce, write."""
         ahead = self.tile.stages - 1
         self._plan_loads()
-        for index in range(int(self.acc.shape[0])):
-            T.buffer_store(self.acc, int32(0), [index])
+        self._clear()
         for i in range(max(ahead, 1)):
             self._load(int32(i), i)
         self._plan_multiplication()
         if self.slices == 1:
             T.evaluate(cuda.cp_async_wait(0))
             cuda.synchronize()
-            self._multiply(int32(0))
+            self._multiply_slot(int32(0))
         else:
             with T.serial(0, self.slices) as i:
                 T.evaluate(cuda.cp_async_wait(ahead - 1))
@@ -80,7 +88,7 @@ class MmaKernel:
                         with T.Then():
                             self._copies(i + ahead, (i + ahead) % self.tile.stages)
                 T.evaluate(cuda.cp_async_commit())
-                self._multiply(i % self.tile.stages)
+                self._multiply_slot(i % self.tile.stages)
         if self.tile.depth_warps == 1:
             self._write()
             return
@@ -89,17 +97,25 @@ class MmaKernel:
             with T.Then():
                 self._write()
 
+    def _clear(self) -> None:
+        for index in range(int(self.acc.shape[0])):
+            T.buffer_store(self.acc, int32(0), [index])
+
     def _slot(self, slot: Expr) -> Expr:
         return self.shared + (slot * self.tile.stage_bytes).astype("uint32")
 
     def _plan_loads(self) -> None:
         """What of the copies' addresses does not depend on the slice."""
-        tile, threads = self.tile, self.tile.threads
+        tile = self.tile
         self.rows_of_x = RowCopies(
             self.args.x, self.shape.rows, self.shape.depth, tile.block_rows, tile.block_depth
         )
-        self.rows_of_x.plan(self.thread, threads, self.row)
-        # A group of columns is a row of the packed weight, in the order in which it is read.
+        self.rows_of_x.plan(self.thread, tile.threads, self.row)
+        self._plan_loads_of_weight()
+
+    def _plan_loads_of_weight(self) -> None:
+        """A group of columns is a row of the packed weight, in the order in which it is read."""
+        tile = self.tile
         self.rows_of_weight = RowCopies(
             self.args.weight,
             -(-self.shape.columns // _GROUP),
@@ -108,12 +124,12 @@ class MmaKernel:
             self.steps * _PIECE,
             permuted=False,
         )
-        offset = tile.block_rows * tile.block_depth
-        self.rows_of_weight.plan(self.thread, threads, self.column // _GROUP, offset)
+        group = self.column // _GROUP
+        self.rows_of_weight.plan(self.thread, tile.threads, group, tile.weight_offset)
 
     def _load(self, slice_: Expr, slot: int) -> None:
         """Start copying a slice, as a group of its own."""
-        if slot < self.slices:
+        if slot < self.copied:
             self._copies(slice_, int32(slot))
         T.evaluate(cuda.cp_async_commit())
 
@@ -130,13 +146,18 @@ class MmaKernel:
         self.a_row = T.Bind((row * tile.block_depth).astype("uint32"))
         self.a_permutation = T.Bind(permutation(self.lane % 16, chunks))
         first = self.column_warp * (self.groups * self.steps * _PIECE)
-        b_offset = tile.block_rows * tile.block_depth + first + self.lane * CHUNK
+        b_offset = tile.weight_offset + first + self.lane * CHUNK
         self.b_offset = T.Bind(b_offset.astype("uint32"))
 
-    def _multiply(self, slot: Expr) -> None:
-        """Accumulate this warp's steps of the slice in a slot."""
-        tile, base = self.tile, T.Bind(self._slot(slot))
-        a_base, b_base = T.Bind(base + self.a_row), T.Bind(base + self.b_offset)
+    def _multiply_slot(self, slot: Expr) -> None:
+        """Accumulate the slice in a slot."""
+        base = T.Bind(self._slot(slot))
+        self._multiply(base, base)
+
+    def _multiply(self, x: Expr, slot: Expr) -> None:
+        """Accumulate this warp's steps of a slice of x and one of the weight, at addresses."""
+        tile = self.tile
+        a_base, b_base = T.Bind(x + self.a_row), T.Bind(slot + self.b_offset)
         for i in range(self.steps // tile.depth_warps):
             step = int32(i) if tile.depth_warps == 1 else self.depth_warp + i * tile.depth_warps
             chunk = (step * 2 + self.lane // 16) ^ self.a_permutation
@@ -184,8 +205,10 @@ class MmaKernel:
                         for j in range(4):
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
 
-    def _write(self) -> None:
+    def _write(self, turn: Expr | int = 0) -> None:
+        """Write the results of a block of columns, by default of the first one."""
         tile = self.tile
+        column = self.column + turn * tile.block_columns if isinstance(turn, Expr) else self.column
         write_accumulators(
             self.shape,
             self.args,
@@ -193,7 +216,7 @@ class MmaKernel:
             LanePlace(
                 row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
                 offsets=[8 * r for r in range(self.row_blocks * 2)],
-                column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
+                column=column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
                 groups=self.groups,
             ),
             tile,

@@ -20,14 +20,27 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
 _WGMMA_PRODUCTS = 4096  # multiply-accumulates of a multiprocessor in a cycle, sm_90a
 
 
-def cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
+def cycles(
+    shape: CudaGemmShape,
+    tile: CudaGemmTile,
+    shared_bytes: int = 0,
+    turns: int = 1,
+    before: float = 0.0,
+) -> float:
     """About how long the kernel takes.
 
     The blocks of a multiprocessor share its throughput and hide each other's latency: a wave of
     them takes the longer of what all need and what one needs alone.
+
+    Args:
+        shape: the problem.
+        tile: of a block.
+        shared_bytes: that a block has, if not the tile's.
+        turns: tiles that it computes one after another.
+        before: instructions of single lanes before that.
     """
     gpu = GPUS[shape.arch]
-    blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
+    blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // (turns * tile.block_columns))
     results = tile.block_rows * tile.block_columns
     slices = -(-shape.depth // tile.block_depth)
     depth = slices * tile.block_depth
@@ -58,11 +71,13 @@ def cycles(shape: CudaGemmShape, tile: CudaGemmTile) -> float:
     alone = max(products, reads) * max(1, 128 / tile.threads)
     alone += 1500 + slices * (100 + 600 / stages) + summed
     alone += results / (tile.threads // depth_warps) * epilogue * 2
+    work = turns * work + before / 100
+    alone = turns * alone + before / tile.threads * 4
 
     registers = _registers(tile, slices)
     by_registers = REGISTERS // (min(registers, 255) * tile.threads)
     by_threads = gpu.threads // tile.threads
-    by_shared_memory = gpu.shared_bytes // tile.shared_bytes
+    by_shared_memory = gpu.shared_bytes // (shared_bytes or tile.shared_bytes)
     resident = max(1, min(by_registers, by_threads, by_shared_memory, 16))
     whole, rest = divmod(blocks, gpu.processors * resident)
     cycles = whole * max(alone, resident * work)

@@ -27,11 +27,11 @@ SPACE_VERSION = 1
 _OTHER_REGISTERS = 48  # that a thread needs at least beside its accumulators
 _OTHER_REGISTERS_OF_WGMMA = 40  # whose operands stay in shared memory
 _MOST_THREADS = 512
-_DEPTHS = (32, 64, 96, 128, 192, 256)
+BLOCK_DEPTHS = (32, 64, 96, 128, 192, 256)
 _WARPS = (1, 2, 3, 4, 6, 8)
 
 # Defaults: rows, columns, and the warps (or a thread's results) that share each.
-_MMA_BLOCKS = (
+MMA_BLOCKS = (
     *((256, 128, 4, 2), (128, 192, 4, 2), (128, 128, 2, 2), (128, 96, 4, 1), (128, 64, 4, 1)),
     *((64, 128, 2, 2), (64, 96, 4, 1), (64, 64, 2, 2), (64, 32, 4, 1), (32, 64, 2, 2)),
     *((32, 32, 2, 1), (16, 64, 1, 2), (16, 32, 1, 1)),
@@ -75,7 +75,7 @@ def _mma_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) -
         # Where there is more than one slice, two have to fit.
         values = [
             b
-            for b in _DEPTHS
+            for b in BLOCK_DEPTHS
             if b // 32 <= steps
             and b * (rows + columns) * (1 if b // 32 == steps else 2) <= gpu.shared_bytes
         ]
@@ -189,7 +189,7 @@ def _dp4a_candidates(shape: CudaGemmShape, field: str, made: Mapping[str, int]) 
 def _mma_defaults(shape: CudaGemmShape) -> list[CudaGemmTile]:
     """Blocks of warps that have 32 to 64 rows and columns each, with every depth."""
     tiles: list[CudaGemmTile] = []
-    for rows, columns, row_warps, column_warps in _MMA_BLOCKS:
+    for rows, columns, row_warps, column_warps in MMA_BLOCKS:
         made = {"block_rows": rows, "block_columns": columns}
         if columns > 32 and columns >= shape.columns + 32:
             continue

@@ -110,15 +110,24 @@ class MmaTile(_BlockTile):
         return self.block_columns // self.column_warps
 
     @property
+    def weight_offset(self) -> int:
+        """Bytes of a slice before those of the weight: those of x."""
+        return self.block_rows * self.block_depth
+
+    @property
     def stage_bytes(self) -> int:
         """Shared memory of a slice."""
-        return (self.block_rows + self.block_columns) * self.block_depth
+        return self.weight_offset + self.block_columns * self.block_depth
+
+    @property
+    def sum_bytes(self) -> int:
+        """Shared memory of the accumulators that are summed at the end."""
+        return (self.depth_warps - 1) * self.block_rows * self.block_columns * 4
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: the slices, and later the accumulators to be summed."""
-        sums = (self.depth_warps - 1) * self.block_rows * self.block_columns * 4
-        return max(self.stages * self.stage_bytes, sums)
+        """Shared memory of a block: the slices, and later the sums."""
+        return max(self.stages * self.stage_bytes, self.sum_bytes)
 
 
 @dataclasses.dataclass(frozen=True)

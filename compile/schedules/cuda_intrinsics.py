@@ -149,6 +149,11 @@ def store_shared_16(address: Expr, registers: Expr) -> Expr:
     return _call("intswin_store_shared_16", address, registers)
 
 
+def store_shared_8(address: Expr, registers: Expr) -> Expr:
+    """Store 2 int32 registers to shared memory, 8-byte aligned."""
+    return _call("intswin_store_shared_8", address, registers)
+
+
 def load_shared_4(address: Expr) -> Expr:
     """The int32 at an address in shared memory."""
     return _call("intswin_load_shared_4", address, dtype="int32")

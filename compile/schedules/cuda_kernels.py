@@ -23,6 +23,8 @@ from intswin.compile.schedules import (
     cuda_gemm_tiles,
     cuda_layer_norm,
     cuda_layer_norm_space,
+    cuda_norm_gemm,
+    cuda_norm_gemm_space,
     cuda_tiles,
 )
 from intswin.compile.schedules.attention import AttentionShape
@@ -76,6 +78,12 @@ _FAMILIES = {
         space=cuda_layer_norm_space,
         tile_type=lambda _shape: cuda_layer_norm_space.LayerNormTile,
         write=cuda_layer_norm.kernel,
+    ),
+    cuda_norm_gemm.OP: _Family(
+        shape_of=cuda_norm_gemm.shape_of,
+        space=cuda_norm_gemm_space,
+        tile_type=lambda _shape: cuda_norm_gemm_space.NormGemmTile,
+        write=cuda_norm_gemm.kernel,
     ),
 }
 OPERATORS = tuple(_FAMILIES)

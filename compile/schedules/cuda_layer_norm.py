@@ -1,10 +1,7 @@
-"""The LayerNorm kernel for CUDA (docs/integer-semantics.md section 3.4): some lanes do a row.
+"""The LayerNorm kernel for CUDA: some lanes do a row (cuda_layer_norm_row.py).
 
-A row is read once, 16 bytes a lane at a time, and stays in registers; its sums are exchanged by the
-lanes that share it, each of which then computes the row's scalars for itself. The root and the
-quotient come from one 1 / sqrt(X) by Newton steps (`_reciprocal_root`): no division, which a GPU
-would do in floating point. In 64 bits are S2 and V alone. Offsets fit int32 (cuda_offsets.py): rows
-and vectors behind the last one are clamped to it to be loaded, and not written.
+Offsets fit int32 (cuda_offsets.py): rows and vectors behind the last one are clamped to it to be
+loaded, and not written.
 
 A network has a description of the kernel at first, on whose tile a search can decide
 (cuda_tiles.py).
@@ -19,12 +16,9 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32, saturate
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules import cuda_tiles, simd
-from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr, signed, unsigned
-from intswin.compile.schedules.cuda_layer_norm_space import (
-    LayerNormTile,
-    vectors_of,
-    width_of,
-)
+from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
+from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
+from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 _WARP = 32
@@ -72,194 +66,34 @@ def _emit(shape: LayerNormShape, tile: LayerNormTile, args: dict[str, Buffer]) -
         with T.launch_thread("threadIdx.x", _WARP * tile.warps) as thread:
             row = T.Bind(block * per_block + tirx.truncdiv(thread, int32(tile.lanes)))
             lane = T.Bind(tirx.truncmod(thread, int32(tile.lanes)))
-            kernel = _Kernel(shape, tile, args, row, lane)
-            kernel.load()
-            kernel.statistics()
+            norm = LayerNormRow(shape, tile.lanes, args, row, lane, int32(shape.shift))
+            norm.load()
+            norm.statistics()
+
+            def store(vector: Expr, results: list[Expr]) -> None:
+                _store(shape, args["y"], row, vector, results)
+
             if rows % per_block == 0:
-                kernel.write()
+                norm.write(store)
                 return
             with T.If(row < int32(rows)):
                 with T.Then():
-                    kernel.write()
+                    norm.write(store)
 
 
-class _Kernel:
-    """One lane's part of a row."""
-
-    def __init__(
-        self,
-        shape: LayerNormShape,
-        tile: LayerNormTile,
-        args: dict[str, Buffer],
-        row: Expr,
-        lane: Expr,
-    ) -> None:
-        self.shape, self.tile, self.args, self.row, self.lane = shape, tile, args, row, lane
-        self.width, self.vectors = width_of(shape), vectors_of(shape)
-        self.count = -(-self.vectors // tile.lanes)  # vectors of a lane
-        self.words = -(-self.width // 2)  # of a vector
-        self.x = cuda.registers(self.count * self.words)
-
-    def _vector(self, i: int) -> tuple[Expr, Expr | None]:
-        """Number of the lane's vector `i` in the row, and the condition on which it is there."""
-        vector = self.lane + i * self.tile.lanes
-        partial = (i + 1) * self.tile.lanes > self.vectors
-        return vector, vector < int32(self.vectors) if partial else None
-
-    def load(self) -> None:
-        """Read the row; rows behind the last one repeat it and are not written."""
-        shape = self.shape
-        row = T.Bind(tirx.min(self.row, int32(shape.batch * shape.rows - 1)))
-        image = T.Bind(tirx.truncdiv(row, int32(shape.rows)))
-        inside = T.Bind(tirx.truncmod(row, int32(shape.rows)))
-        per_part = shape.channels // self.width
-        for i in range(self.count):
-            vector, condition = self._vector(i)
-            if condition is not None:
-                vector = tirx.min(vector, int32(self.vectors - 1))
-            vector = T.Bind(vector)
-            source = row * shape.channels + vector * self.width
-            if shape.indexed:
-                part = T.Bind(tirx.truncdiv(vector, int32(per_part)))
-                picked = T.Bind(self.args["rows"][inside * shape.gather + part])
-                within = (vector - part * per_part) * self.width
-                source = (image * shape.in_rows + picked) * shape.channels + within
-            self._load(i * self.words, T.Bind(source))
-            if condition is not None:
-                for word in range(i * self.words, (i + 1) * self.words):
-                    value = tirx.Select(condition, self.x[word], int32(0))
-                    T.buffer_store(self.x, value, [word])
-
-    def _load(self, at: int, source: Expr) -> None:
-        """A vector of x, two channels a word; the upper half of the only word of 1 channel is 0."""
-        if self.width == 1:
-            x = self.args["x"][source].astype("int32") & int32(0xFFFF)
-            T.buffer_store(self.x, x, [at])
-            return
-        pointer = cuda.pointer(self.args["x"], source)
-        T.evaluate(cuda.load_global(cuda.pointer(self.x, at), pointer, 2 * self.width))
-
-    def _channels(self, i: int) -> list[Expr]:
-        """The channels of vector `i`, int32."""
-        values = []
-        for word in range(i * self.words, (i + 1) * self.words):
-            packed = self.x[word]
-            values += [(packed << int32(16)) >> int32(16), packed >> int32(16)]
-        return values[: self.width]
-
-    def statistics(self) -> None:
-        """S1, e and r of the row."""
-        width = self.shape.gather * self.shape.channels
-        s1 = cuda.registers(1)
-        s2 = T.alloc_buffer((1,), "int64", scope="local")
-        T.buffer_store(s1, int32(0), [0])
-        T.buffer_store(s2, tirx.const(0, "int64"), [0])
-        for i in range(self.count):
-            for value in self._channels(i):
-                x = T.Bind(value)
-                wide = T.Bind(x.astype("int64"))
-                T.buffer_store(s1, s1[0] + x, [0])
-                T.buffer_store(s2, s2[0] + wide * wide, [0])
-        lanes = 1
-        while lanes < self.tile.lanes:
-            T.buffer_store(s1, s1[0] + cuda.shuffle_xor(s1[0], lanes), [0])
-            T.buffer_store(s2, s2[0] + cuda.shuffle_xor(s2[0], lanes, "int64"), [0])
-            lanes *= 2
-        total = T.Bind(s1[0])
-        wide = T.Bind(total.astype("int64"))
-        v = T.Bind(tirx.const(width, "int64") * s2[0] - wide * wide + self.args["params"][0])
-        high = T.Bind((v >> tirx.const(32, "int64")).astype("int32"))
-        zeros = tirx.Select(
-            high > 0,
-            cuda.leading_zeros(high),
-            int32(32) + cuda.leading_zeros(cuda.shift_right(v, 0)),
-        )
-        j = T.Bind((int32(64 - 29) - T.Bind(zeros)) >> 1)
-        right = T.Bind(tirx.max(j, int32(0)) * 2)
-        left = T.Bind(tirx.max(-j, int32(0)) * 2)
-        w = cuda.registers(1)
-        shifted = (v >> right.astype("int64")) << left.astype("int64")
-        T.buffer_store(w, shifted.astype("int32"), [0])
-        self.r = _reciprocal_root(T.Bind(w[0]))
-        e = T.Bind(j + int32(((width - 1).bit_length() + 1) >> 1))
-        self.right = T.Bind(tirx.max(e, int32(0)))
-        left = T.Bind(tirx.max(-e, int32(0)).astype("uint32"))
-        # N << left and the rounding term in one multiplication and addition. Modulo 2^32: the
-        # products alone may be larger, the result is not.
-        half = T.Bind((int32(1) << self.right) >> 1)
-        self.factor = T.Bind(tirx.const(width, "uint32") << left)
-        self.offset = T.Bind(unsigned(half) - (unsigned(total) << left))
-
-    def write(self) -> None:
-        """Normalise the lane's channels."""
-        for i in range(self.count):
-            vector, condition = self._vector(i)
-            vector = T.Bind(vector)
-            if condition is None:
-                self._write(i, vector)
-                continue
-            with T.If(condition):
-                with T.Then():
-                    self._write(i, vector)
-
-    def _write(self, i: int, vector: Expr) -> None:
-        shape = self.shape
-        gamma, beta = (self._constants(name, vector) for name in ("gamma", "beta"))
-        results = []
-        for x, g, b in zip(self._channels(i), gamma, beta, strict=True):
-            wide = unsigned(x) * self.factor + self.offset
-            n = signed(wide) >> self.right
-            # sat16: above alone, see section 3.4.
-            z = (tirx.min(n, int32(32767)) * self.r + int32(1 << 14)) >> int32(15)
-            results.append(T.Bind((z * g + b) >> int32(shape.shift)))
-        at = self.row * (shape.gather * shape.channels) + vector * self.width
-        if self.width < 4:
-            for lane, result in enumerate(results):
-                value = saturate(result, shape.out).astype(shape.out)
-                T.buffer_store(self.args["y"], value, [at + lane])
-            return
-        per_word = 4 if shape.out == "uint8" else 2
-        pack = cuda.pack_u8 if shape.out == "uint8" else cuda.pack_s16
-        words = self.width // per_word
-        packed = cuda.registers(words)
-        for word in range(words):
-            part = results[word * per_word : (word + 1) * per_word]
-            T.buffer_store(packed, pack(*part), [word])
-        target = cuda.pointer(self.args["y"], at)
-        T.evaluate(cuda.store_global(target, cuda.pointer(packed, 0), 4 * words))
-
-    def _constants(self, name: str, vector: Expr) -> list[Expr]:
-        """Gamma or beta of a vector."""
-        source = self.args[name]
-        if self.width < 4:
-            return [source[vector * self.width + i] for i in range(self.width)]
-        registers = cuda.registers(self.width)
-        for at in range(0, self.width, 4):
-            pointer = cuda.pointer(source, vector * self.width + at)
-            T.evaluate(cuda.load_global(cuda.pointer(registers, at), pointer, 16))
-        return [registers[i] for i in range(self.width)]
-
-
-def _reciprocal_root(w: Expr) -> Expr:
-    """Give r = min(2^29 // R, 32767) with R = floor(sqrt(W)), of W in [2^28, 2^30).
-
-    With X = W / 2^30, z = 2^14 / sqrt(X) comes from a line and three steps of Newton. R is X z, one
-    more step and one correction; r is z in the same way. That one correction, upwards, is enough
-    was tried for every W (tests/compile/test_cuda_layer_norm.py tries both ends of every root).
-    """
-    # In arrays: TVM's simplifier would expand a chain of bindings exponentially.
-    z, root, r = (cuda.registers(1) for _ in range(3))
-    x = T.Bind(cuda.shift_right(w, 14))
-    T.buffer_store(z, int32(35900) - signed((x >> 2) + (x >> 4)), [0])
-    for _ in range(3):
-        square = unsigned(z[0] * z[0]) >> 14
-        e = (tirx.const(3 << 30, "uint32") - square * x) >> 16
-        T.buffer_store(z, (z[0] * signed(e)) >> 15, [0])
-    T.buffer_store(root, signed((x * unsigned(z[0])) >> 15), [0])
-    T.buffer_store(root, root[0] + ((((w - root[0] * root[0]) >> 4) * z[0]) >> 26), [0])
-    above = root[0] + 1
-    T.buffer_store(root, tirx.Select(above * above <= w, above, root[0]), [0])
-    one = int32(1 << 29)
-    T.buffer_store(r, z[0] + ((((one - z[0] * root[0]) >> 3) * z[0]) >> 26), [0])
-    T.buffer_store(r, tirx.Select((r[0] + 1) * root[0] <= one, r[0] + 1, r[0]), [0])
-    return T.Bind(tirx.min(r[0], int32(32767)))
+def _store(shape: LayerNormShape, y: Buffer, row: Expr, vector: Expr, results: list[Expr]) -> None:
+    """Write a vector of a row of y."""
+    width = len(results)
+    at = row * (shape.gather * shape.channels) + vector * width
+    if width < 4:
+        for lane, result in enumerate(results):
+            T.buffer_store(y, saturate(result, shape.out).astype(shape.out), [at + lane])
+        return
+    per_word = 4 if shape.out == "uint8" else 2
+    pack = cuda.pack_u8 if shape.out == "uint8" else cuda.pack_s16
+    words = width // per_word
+    packed = cuda.registers(words)
+    for word in range(words):
+        part = results[word * per_word : (word + 1) * per_word]
+        T.buffer_store(packed, pack(*part), [word])
+    T.evaluate(cuda.store_global(cuda.pointer(y, at), cuda.pointer(packed, 0), 4 * words))

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.operators import attention, layer_norm, linear
+from intswin.compile.operators import attention, layer_norm, linear, norm_linear
 from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
@@ -19,7 +19,12 @@ from intswin.models.integer_ops import execute
 
 _ROWS = 1024  # of a GEMM that the reference computes: the first and last ones, and some between
 _IMAGE_ROWS = 6400  # about so many of other operators, whole images: the first, the last, some more
-_OPERATORS = {"linear": linear, "attention": attention, "layer_norm": layer_norm}
+_OPERATORS = {
+    "linear": linear,
+    "attention": attention,
+    "layer_norm": layer_norm,
+    "norm_linear": norm_linear,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,12 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     Half of the channels, or of the bias tables of an attention, get parameters as networks have
     them, half any parameters: those saturate.
     """
-    problems = {"linear": _linear, "attention": _attention, "layer_norm": _layer_norm}
+    problems = {
+        "linear": _linear,
+        "attention": _attention,
+        "layer_norm": _layer_norm,
+        "norm_linear": _norm_linear,
+    }
     return problems[spec.op](spec, rng)
 
 
@@ -55,18 +65,7 @@ def _linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     inputs = [x]
     if spec.number("residual"):
         inputs.append(rng.integers(-32768, 32768, (batch, rows, channels), np.int16))
-    out, activation = spec.text("out"), spec.text("activation")
-    attrs: dict[str, int | str] = {
-        "out": out,
-        "activation": activation,
-        "frac": spec.number("frac"),
-        "zero_point": int(rng.integers(0, 129)) if out == "u8" else 0,
-    }
-    tensors = _parameters(channels, depth, rng)
-    if activation != "none":
-        k = int(rng.integers(6, 11))
-        parameters = gelu_parameters(activation, k, 2.0**-k * 1.01, "random")
-        tensors["act_params"] = np.asarray(parameters).astype(np.int32)
+    tensors, attrs = _parameters(spec, channels, depth, rng)
     result = TensorSpec((rows, channels), out_dtype, 1.0)
     node = Node("linear", "linear", ["x", "residual"][: len(inputs)], tensors, attrs, result)
     chosen = _some_rows(batch * rows, rng)
@@ -99,9 +98,38 @@ def _attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
 
 
 def _layer_norm(spec: KernelSpec, rng: np.random.Generator) -> Problem:
-    """Half of the channels are scaled so that results fill the range of the output."""
-    (_, in_rows, _), (_, rows, channels) = spec.arguments[0][0], spec.arguments[-1][0]
+    """A LayerNorm alone."""
+    _, rows, channels = spec.arguments[-1][0]
     shift, out_dtype = spec.number("shift"), spec.text("out")
+    x, tensors = _normalised(spec, rows, channels, shift, out_dtype, rng)
+    attrs: dict[str, int | str] = {"out": {"uint8": "u8", "int16": "i16"}[out_dtype]}
+    out = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = Node("layer_norm", "layer_norm", ["x"], tensors, {**attrs, "shift": shift}, out)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _norm_linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """A LayerNorm and the GEMM behind it."""
+    (_, rows, columns), out_dtype = spec.arguments[-1]
+    depth, shift = spec.number("gather") * spec.number("channels"), int(rng.integers(8, 20))
+    x, tensors = _normalised(spec, rows, depth, shift, "uint8", rng)
+    of_gemm, attrs = _parameters(spec, columns, depth, rng)
+    out = TensorSpec((rows, columns), out_dtype, 1.0)
+    attrs["shift"] = shift
+    node = Node("norm_linear", "norm_linear", ["x"], {**tensors, **of_gemm}, attrs, out)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _normalised(
+    spec: KernelSpec,
+    rows: int,
+    channels: int,
+    shift: int,
+    out_dtype: str,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Input and constants; half of the channels are scaled so that results fill the range."""
+    in_rows = spec.arguments[0][0][1]
     x = rng.integers(-32768, 32768, spec.arguments[0][0], np.int16)
     # Quieter rows: the smaller the variance, the more the exponent changes.
     x >>= rng.integers(0, 16, (*x.shape[:2], 1), np.int16)
@@ -113,7 +141,7 @@ def _layer_norm(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     wild = rng.random(channels) < 0.5
     gamma = np.where(wild, rng.integers(-32767, 32768, channels), rng.normal(typical, typical / 4))
     beta = np.where(wild, rng.integers(1 - (1 << 30), 1 << 30, channels), middle << shift)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "gamma": np.clip(np.rint(gamma), -32767, 32767).astype(np.int32),
         "beta": np.clip(beta, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32),
         "params": np.exp2(rng.uniform(0, 40, 1)).astype(np.int64),
@@ -121,10 +149,7 @@ def _layer_norm(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     if spec.number("indexed"):
         picked = rng.permutation(np.arange(rows * spec.number("gather")) % in_rows)
         tensors["rows"] = picked.reshape(rows, -1).astype(np.int32)
-    attrs: dict[str, int | str] = {"out": {"uint8": "u8", "int16": "i16"}[out_dtype]}
-    out = TensorSpec((rows, channels), out_dtype, 1.0)
-    node = Node("layer_norm", "layer_norm", ["x"], tensors, {**attrs, "shift": shift}, out)
-    return _of_some_images(spec, node, x, rng)
+    return x, tensors
 
 
 def _of_some_images(
@@ -140,14 +165,29 @@ def _of_some_images(
     return Problem(_arguments(spec, node, [x]), chosen, expected.reshape(len(chosen), -1))
 
 
-def _parameters(channels: int, depth: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _parameters(
+    spec: KernelSpec, channels: int, depth: int, rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], dict[str, int | str]]:
+    """Constants and attributes of a GEMM."""
+    out, activation = spec.text("out"), spec.text("activation")
+    attrs: dict[str, int | str] = {
+        "out": out,
+        "activation": activation,
+        "frac": spec.number("frac"),
+        "zero_point": int(rng.integers(0, 129)) if out == "u8" else 0,
+    }
     bias, pre, mult = random_requantization(channels, depth, rng)
-    return {
+    tensors = {
         "weight": rng.integers(-127, 128, (channels, depth), np.int8),
         "bias": bias.astype(np.int32),
         "pre": pre.astype(np.int32),
         "mult": mult.astype(np.int32),
     }
+    if activation != "none":
+        k = int(rng.integers(6, 11))
+        parameters = gelu_parameters(activation, k, 2.0**-k * 1.01, "random")
+        tensors["act_params"] = np.asarray(parameters).astype(np.int32)
+    return tensors, attrs
 
 
 def _arguments(spec: KernelSpec, node: Node, arrays: list[np.ndarray]) -> list[np.ndarray]:

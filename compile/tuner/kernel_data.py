@@ -69,17 +69,21 @@ class KernelSpec:
             return f"attention {batch}x{windows} windows of {tokens}, {heads} heads of {d}"
         if self.op == "layer_norm":
             return f"layer_norm {batch}x{out[0][1]}x{out[0][2]} {out[1]}"
+        norm = ""
+        if self.op == "norm_linear":
+            rows, depth, norm = out[0][1], depth * self.number("gather"), "layer_norm, "
         activation = self.text("activation")
         activation = "" if activation == "none" else f" {activation}"
-        return f"{batch}x{rows}x{depth} -> {out[0][2]} {self.text('out')}{activation}"
+        return f"{norm}{batch}x{rows}x{depth} -> {out[0][2]} {self.text('out')}{activation}"
 
 
 def _operations(
     op: str, arguments: tuple[tuple[tuple[int, ...], str], ...], attributes: dict[str, int | str]
 ) -> int:
     batch, rows, channels = arguments[-1][0]
-    if op == "linear":
-        return 2 * batch * rows * channels * arguments[0][0][2]
+    if op in ("linear", "norm_linear"):
+        depth = arguments[0][0][2] * int(attributes.get("gather", 1))
+        return 2 * batch * rows * channels * depth
     if op == "attention":
         return 4 * batch * rows * channels * int(attributes["tokens"])
     return 8 * batch * rows * channels

@@ -1,0 +1,61 @@
+"""Join each LayerNorm with the GEMM that reads it, where a GPU computes both in one kernel.
+
+The network's graph keeps two operators, which is what quantization makes, the reference runs and an
+artifact stores. Their fused form has the constants and attributes of both, and their semantics
+(docs/integer-semantics.md section 3.8).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from tvm.target import Target
+
+from intswin.compile.operators.cuda_linear import weight_layout
+from intswin.compile.targets import is_cuda
+from intswin.models.integer_graph import IntegerGraph, Node
+
+_MOST_CHANNELS = 2048  # all of 16 rows are in shared memory, beside slices of the weight
+
+
+def fuse_layer_norms(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
+    """The graph with a node "norm_linear" for each such pair; for a CPU, the graph itself."""
+    if not is_cuda(target):
+        return graph
+    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
+    by_name = {node.name: node for node in graph.nodes}
+    nodes: list[Node] = []
+    fused: set[str] = set()
+    for node in graph.nodes:
+        norm = by_name.get(node.inputs[0])
+        if norm is None or readers[norm.name] > 1 or not _fits(norm, node, batch, target):
+            nodes.append(node)
+            continue
+        nodes.append(_fused(norm, node))
+        fused.add(norm.name)
+    kept = [node for node in nodes if node.name not in fused]
+    return IntegerGraph(graph.input, kept, graph.input_name)
+
+
+def _fits(norm: Node, linear: Node, batch: int, target: Target) -> bool:
+    """Whether both are one kernel; on an H100 wgmma computes large GEMMs, and reads x alone."""
+    if (norm.op, linear.op, norm.attrs.get("out")) != ("layer_norm", "linear", "u8"):
+        return False
+    channels, rows = norm.out.shape[1], batch * linear.out.shape[0]
+    return (
+        len(linear.inputs) == 1
+        and channels % 32 == 0
+        and channels <= _MOST_CHANNELS
+        and weight_layout(target, channels, rows) == "mma"
+    )
+
+
+def _fused(norm: Node, linear: Node) -> Node:
+    return dataclasses.replace(
+        linear,
+        op="norm_linear",
+        inputs=norm.inputs,
+        tensors={**norm.tensors, **linear.tensors},
+        attrs={**linear.attrs, "shift": norm.attrs["shift"]},
+    )
