@@ -31,6 +31,7 @@ class NormGemmShape:
 
     Attributes:
         arch: 75, 80, 89 or 90.
+        layout: of the packed weight, "wgmma" or "mma": which kernel.
         batch: images.
         in_rows: rows of an input image.
         rows: rows of an output image.
@@ -44,6 +45,7 @@ class NormGemmShape:
     """
 
     arch: int
+    layout: str
     batch: int
     in_rows: int
     rows: int
@@ -79,7 +81,7 @@ class NormGemmShape:
         """The GEMM."""
         return CudaGemmShape(
             arch=self.arch,
-            layout="mma",
+            layout=self.layout,
             rows=self.batch * self.rows,
             columns=self.columns,
             depth=self.depth,
