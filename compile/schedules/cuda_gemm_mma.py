@@ -32,8 +32,8 @@ from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulat
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _STEP = 32  # depth of an mma
-_GROUP = 32  # columns of a group of the packed weight
-_PIECE = _GROUP * _STEP  # bytes of a group in a step
+GROUP = 32  # columns of a group of the packed weight
+_PIECE = GROUP * _STEP  # bytes of a group in a step
 
 
 class MmaKernel:
@@ -54,7 +54,7 @@ class MmaKernel:
         self.copied = self.slices
         self.steps = tile.block_depth // _STEP
         self.row_blocks = tile.warp_rows // 16
-        self.groups = tile.warp_columns // _GROUP
+        self.groups = tile.warp_columns // GROUP
         shared = cuda.shared_memory(shared_bytes or tile.shared_bytes)
         self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
         self.lane = T.Bind(self.thread % 32)
@@ -118,13 +118,13 @@ class MmaKernel:
         tile = self.tile
         self.rows_of_weight = RowCopies(
             self.args.weight,
-            -(-self.shape.columns // _GROUP),
+            -(-self.shape.columns // GROUP),
             -(-self.shape.depth // _STEP) * _PIECE,
-            tile.block_columns // _GROUP,
+            tile.block_columns // GROUP,
             self.steps * _PIECE,
             permuted=False,
         )
-        group = self.column // _GROUP
+        group = self.column // GROUP
         self.rows_of_weight.plan(self.thread, tile.threads, group, tile.weight_offset)
 
     def _load(self, slice_: Expr, slot: int) -> None:
@@ -205,10 +205,10 @@ class MmaKernel:
                         for j in range(4):
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
 
-    def _write(self, turn: Expr | int = 0) -> None:
-        """Write the results of a block of columns, by default of the first one."""
+    def _write(self, turn: Expr | None = None) -> None:
+        """Write the results, of a tile so many tiles behind the first one."""
         tile = self.tile
-        column = self.column + turn * tile.block_columns if isinstance(turn, Expr) else self.column
+        column = self.column if turn is None else self.column + turn * tile.block_columns
         write_accumulators(
             self.shape,
             self.args,

@@ -77,6 +77,16 @@ class _BlockTile:
     block_columns: int
     block_depth: int
 
+    @property
+    def weight_offset(self) -> int:
+        """Bytes of a slice before those of the weight: those of x."""
+        return self.block_rows * self.block_depth
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of a slice."""
+        return self.weight_offset + self.block_columns * self.block_depth
+
 
 @dataclasses.dataclass(frozen=True)
 class MmaTile(_BlockTile):
@@ -110,16 +120,6 @@ class MmaTile(_BlockTile):
         return self.block_columns // self.column_warps
 
     @property
-    def weight_offset(self) -> int:
-        """Bytes of a slice before those of the weight: those of x."""
-        return self.block_rows * self.block_depth
-
-    @property
-    def stage_bytes(self) -> int:
-        """Shared memory of a slice."""
-        return self.weight_offset + self.block_columns * self.block_depth
-
-    @property
     def sum_bytes(self) -> int:
         """Shared memory of the accumulators that are summed at the end."""
         return (self.depth_warps - 1) * self.block_rows * self.block_columns * 4
@@ -150,11 +150,6 @@ class WgmmaTile(_BlockTile):
         return 128 * self.row_warpgroups * self.column_warpgroups
 
     @property
-    def stage_bytes(self) -> int:
-        """Shared memory of a slice."""
-        return (self.block_rows + self.block_columns) * self.block_depth
-
-    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block, which need not be aligned itself."""
         return self.stages * self.stage_bytes + WGMMA_ALIGNMENT
@@ -180,7 +175,7 @@ class Dp4aTile(_BlockTile):
     @property
     def shared_bytes(self) -> int:
         """Two slices."""
-        return 2 * (self.block_rows + self.block_columns) * self.block_depth
+        return 2 * self.stage_bytes
 
 
 CudaGemmTile = MmaTile | WgmmaTile | Dp4aTile

@@ -1,17 +1,17 @@
 """LayerNorm and the GEMM behind it in one CUDA kernel, for int8 tensor cores.
 
-A block of threads normalises its rows of the residual stream to shared memory, all channels, while
-the first slices of the weight are on their way; then it multiplies as cuda_gemm_mma.py does, with
-x in place. Blocks that have the same rows normalise them again, so a block can have several tiles
-of columns, one after another (`turns`): the slices of all their weights are one sequence.
-
-The normalised numbers are those of the two operators: the same code computes them
-(cuda_layer_norm_row.py). They lie in shared memory slice by slice, as copies of x would.
+A block of threads normalises its rows of the residual stream to shared memory, all channels
+(cuda_norm_rows.py), while the first slices of the weight are on their way; then it multiplies as
+cuda_gemm_mma.py or cuda_gemm_wgmma.py does, with x in place. Blocks that have the same rows
+normalise them again, so a block can have several tiles of columns, one after another (`turns`): the
+slices of all their weights are one sequence.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -21,13 +21,18 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_gemm_grid, cuda_tiles, simd
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
-from intswin.compile.schedules.cuda_gemm_mma import MmaKernel
+from intswin.compile.schedules.cuda_gemm_mma import GROUP, MmaKernel
+from intswin.compile.schedules.cuda_gemm_wgmma import WgmmaKernel
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
-from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
-from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile, shared_bytes
+from intswin.compile.schedules.cuda_norm_gemm_space import (
+    NormGemmShape,
+    NormGemmTile,
+    NormWgmmaTile,
+    shared_bytes,
+)
+from intswin.compile.schedules.cuda_norm_rows import NormalisedRows
 
 OP = "norm_linear"
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
@@ -66,7 +71,9 @@ def shape_of(func: tirx.PrimFunc, _target: Target) -> NormGemmShape:
     return cuda_tiles.described(func, NormGemmShape)
 
 
-def kernel(func: tirx.PrimFunc, shape: NormGemmShape, tile: NormGemmTile) -> tirx.PrimFunc:
+def kernel(
+    func: tirx.PrimFunc, shape: NormGemmShape, tile: NormGemmTile | NormWgmmaTile
+) -> tirx.PrimFunc:
     """The kernel of a description: of its shape and the tile that was decided on."""
     types = [
         (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
@@ -76,76 +83,67 @@ def kernel(func: tirx.PrimFunc, shape: NormGemmShape, tile: NormGemmTile) -> tir
             T.func_name(OP)
             args = cuda_tiles.declare(types)
             with cuda_gemm_grid.blocks(shape.gemm, tile, tile.turns) as place:
-                _Kernel(shape, tile, args, place).emit()
+                _KERNELS[shape.layout](shape, tile, args, place).emit()
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
 
 
-class _Kernel(MmaKernel):
-    """What one block of threads computes."""
+class _MmaKernel(MmaKernel):
+    """What one block of threads computes with mma."""
 
     tile: NormGemmTile
 
     def __init__(
         self, shape: NormGemmShape, tile: NormGemmTile, args: dict[str, Buffer], place: Place
     ) -> None:
-        names = [field.name for field in dataclasses.fields(Arguments)]
-        gemm = Arguments(**{name: args.get(name) for name in names})
-        super().__init__(shape.gemm, tile, gemm, place, shared_bytes(shape, tile))
+        super().__init__(shape.gemm, tile, _of_gemm(args), place, shared_bytes(shape, tile))
         self.copied = self.slices * tile.turns
-        self.norm, self.norm_args = shape.norm, args
-        self.x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")
+        x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")
+        self.x = NormalisedRows(shape.norm, tile, args, place, x)
 
     def emit(self) -> None:
         """Emit the whole of it: load ahead, normalise, multiply, write."""
-        tile, ahead = self.tile, self.tile.stages - 1
-        total = self.copied
+        tile = self.tile
         self._plan_loads_of_weight()
-        for i in range(max(ahead, 1)):
+        for i in range(max(tile.stages - 1, 1)):
             self._load(int32(i), i)
-        self._normalise()
-        self._clear()
+        self.x.emit()
         self._plan_multiplication()
-        if total == 1:
-            T.evaluate(cuda.cp_async_wait(0))
-            cuda.synchronize()
-            self._multiply(self.x, self.shared)
-        else:
-            with T.serial(0, total) as i:
-                T.evaluate(cuda.cp_async_wait(ahead - 1))
-                # All threads' copies are there, and nobody reads the slot that is filled next.
-                cuda.synchronize()
-                if total > ahead:
-                    with T.If(i + ahead < total):
-                        with T.Then():
-                            self._copies(i + ahead, (i + ahead) % tile.stages)
-                T.evaluate(cuda.cp_async_commit())
-                self._multiply(self._slice_of_x(i), T.Bind(self._slot(i % tile.stages)))
-                if tile.turns > 1:
-                    self._end_turn(i)
-        if tile.turns > 1:
+        if tile.turns == 1:
+            self._turn(int32(0))
             return
-        if tile.depth_warps == 1:
-            self._write()
+        with T.serial(0, tile.turns) as turn:
+            self._turn(turn)
+
+    def _turn(self, turn: Expr) -> None:
+        """Compute a tile of columns."""
+        self._clear()
+        if self.slices == 1:
+            self._slice(turn, int32(0))
+        else:
+            with T.serial(0, self.slices) as i:
+                self._slice(turn, i)
+        if self.tile.depth_warps == 1:
+            self._write(turn)
             return
         self._reduce_depth()
         with T.If(self.depth_warp == 0):
             with T.Then():
-                self._write()
+                self._write(turn)
 
-    def _end_turn(self, i: Expr) -> None:
-        """Write a tile of columns and begin the next one, if this is the last slice of one."""
-        if self.slices == 1:
-            self._write(i)
-            self._clear()
-            return
-        with T.If(i % self.slices == self.slices - 1):
-            with T.Then():
-                self._write(T.Bind(i // self.slices))
-                self._clear()
-
-    def _slice_of_x(self, i: Expr) -> Expr:
-        size = self.tile.block_rows * self.tile.block_depth
-        return T.Bind(self.x + (i % self.slices * size).astype("uint32"))
+    def _slice(self, turn: Expr, i: Expr) -> None:
+        """Multiply a slice of a tile, and start to load another one."""
+        ahead, stages = self.tile.stages - 1, self.tile.stages
+        T.evaluate(cuda.cp_async_wait(max(ahead - 1, 0)))
+        # All threads' copies are there, and nobody reads the slot that is filled next.
+        cuda.synchronize()
+        number = T.Bind(turn * self.slices + i)
+        if self.copied > max(ahead, 1):
+            with T.If(number + ahead < self.copied):
+                with T.Then():
+                    self._copies(number + ahead, (number + ahead) % stages)
+        T.evaluate(cuda.cp_async_commit())
+        slot = T.Bind(self._slot(number % stages))
+        self._multiply(T.Bind(self.x.slice_address(i)), slot)
 
     def _copies(self, slice_: Expr, slot: Expr) -> None:
         """Start copying a slice of the weight."""
@@ -153,47 +151,68 @@ class _Kernel(MmaKernel):
         if self.tile.turns == 1:
             self.rows_of_weight.start(slice_, base)
             return
-        groups = slice_ // self.slices * (self.tile.block_columns // 32)
+        groups = slice_ // self.slices * (self.tile.block_columns // GROUP)
         self.rows_of_weight.start(slice_ % self.slices, base, groups)
 
-    def _normalise(self) -> None:
-        """Write the block's rows, normalised, to shared memory; those that do not exist, too."""
-        tile = self.tile
-        at_once = tile.threads // tile.lanes
-        lane = T.Bind(self.thread % tile.lanes)
-        shift = T.Bind(self.norm_args["params"][1].astype("int32"))
-        if at_once >= tile.block_rows:
-            self._normalise_row(self.thread // tile.lanes, lane, shift, at_once > tile.block_rows)
+
+class _WgmmaKernel(WgmmaKernel):
+    """What one block of threads computes with wgmma."""
+
+    tile: NormWgmmaTile
+
+    def __init__(
+        self, shape: NormGemmShape, tile: NormWgmmaTile, args: dict[str, Buffer], place: Place
+    ) -> None:
+        slices = shape.depth // tile.block_depth
+        super().__init__(
+            shape.gemm,
+            tile,
+            _of_gemm(args),
+            place,
+            shared_bytes(shape, tile),
+            slices * tile.turns,
+        )
+        x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")
+        self.x_rows = NormalisedRows(shape.norm, tile, args, place, x)
+
+    def emit(self) -> None:
+        """Emit the whole of it: load ahead, normalise, multiply, write."""
+        self._plan_loads_of_weight()
+        self._load_ahead()
+        self.x_rows.emit()
+        if self.tile.turns == 1:
+            self._turn(int32(0))
             return
-        passes = -(-tile.block_rows // at_once)
-        with T.serial(0, passes) as i:
-            row = i * at_once + self.thread // tile.lanes
-            self._normalise_row(row, lane, shift, tile.block_rows % at_once > 0)
+        with T.serial(0, self.tile.turns) as turn:
+            self._turn(turn)
 
-    def _normalise_row(self, row: Expr, lane: Expr, shift: Expr, partial: bool) -> None:
-        """A row of the block, if it has so many."""
-        tile = self.tile
-        row = T.Bind(row)
-        norm = LayerNormRow(self.norm, tile.lanes, self.norm_args, self.row + row, lane, shift)
-        norm.load()
-        norm.statistics()
-        chunks = tile.block_depth // CHUNK
-        base = T.Bind(self.x + (row * tile.block_depth).astype("uint32"))
-        permuted = T.Bind(permutation(row, chunks))
-        packed = cuda.registers(2)
+    def _turn(self, turn: Expr) -> None:
+        """Compute a tile of columns."""
+        self._clear()
+        if self.slices == 1:
+            self._slice(turn)
+        else:
+            with T.serial(0, self.slices) as i:
+                self._slice(T.Bind(turn * self.slices + i))
+        self._write(turn * self.tile.block_columns)
 
-        def store(vector: Expr, results: list[Expr]) -> None:
-            chunk = T.Bind(vector // 2)
-            slice_ = chunk // chunks * (tile.block_rows * tile.block_depth)
-            within = (chunk % chunks ^ permuted) * CHUNK + vector % 2 * 8
-            for half in range(2):
-                T.buffer_store(packed, cuda.pack_u8(*results[4 * half : 4 * half + 4]), [half])
-            address = base + (slice_ + within).astype("uint32")
-            T.evaluate(cuda.store_shared_8(address, cuda.pointer(packed, 0)))
+    def _x_of(self, slice_: Expr, _slot: Expr) -> Expr:
+        return self.x_rows.slice_address(slice_ % self.slices)
 
-        if not partial:
-            norm.write(store)
+    def _copies(self, slice_: Expr) -> None:
+        """Start copying a slice of the weight."""
+        slot = T.Bind(self._slot(slice_))
+        if self.tile.turns == 1:
+            self.weight.start(slice_, slot)
             return
-        with T.If(row < int32(tile.block_rows)):
-            with T.Then():
-                norm.write(store)
+        rows = slice_ // self.slices * self.tile.block_columns
+        self.weight.start(slice_ % self.slices, slot, rows)
+
+
+def _of_gemm(args: dict[str, Buffer]) -> Arguments:
+    return Arguments(
+        **{field.name: args.get(field.name) for field in dataclasses.fields(Arguments)}
+    )
+
+
+_KERNELS: dict[str, Callable[..., Any]] = {"mma": _MmaKernel, "wgmma": _WgmmaKernel}

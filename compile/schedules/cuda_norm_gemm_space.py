@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from intswin.compile.schedules import cuda_gemm_space
 from intswin.compile.schedules.cuda_gemm_model import cycles
@@ -12,9 +13,12 @@ from intswin.compile.schedules.cuda_gemm_space import BLOCK_DEPTHS
 from intswin.compile.schedules.cuda_gemm_tiles import (
     FIRST_WITH_ASYNC_COPIES,
     GPUS,
+    WGMMA_ALIGNMENT,
     CudaGemmShape,
     MmaTile,
+    WgmmaTile,
 )
+from intswin.compile.schedules.cuda_wgmma_functions import ROW_BYTES
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 # As in cuda_gemm_space.py.
@@ -110,6 +114,28 @@ class NormGemmTile(MmaTile):
         return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class NormWgmmaTile(WgmmaTile):
+    """The same for wgmma.
+
+    Attributes:
+        lanes: of a warp that normalise a row together, a power of two.
+        turns: tiles of columns that a block has, one after another.
+    """
+
+    lanes: int
+    turns: int
+
+    @property
+    def weight_offset(self) -> int:
+        """Slices hold nothing else."""
+        return 0
+
+
+Tile: TypeAlias = NormGemmTile | NormWgmmaTile
+TILES: dict[str, type[Tile]] = {"mma": NormGemmTile, "wgmma": NormWgmmaTile}
+
+
 def candidates(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> dict[int, int]:
     """The values that a field may take, with their odds in a random choice; never empty.
 
@@ -120,95 +146,113 @@ def candidates(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> dic
     """
     gemm = functools.partial(cuda_gemm_space.candidates, shape.gemm, field, made)
     rows, columns = made.get("block_rows", 0), made.get("block_columns", 0)
-    # For the slices; the shallowest one is 32 deep.
-    left = GPUS[shape.arch].shared_bytes - rows * shape.depth
+    limit = _most_shared_bytes(shape)
+    left = limit - rows * shape.depth  # for the slices
+    depths = ROW_BYTES if shape.layout == "wgmma" else BLOCK_DEPTHS
+    least = _least_stages(shape)
     if field == "block_rows":
-        values = [b for b in gemm() if left - b * shape.depth >= 2 * 32 * 32]
+        values = [b for b in gemm() if least * 32 * depths[0] <= limit - b * shape.depth]
     elif field == "block_columns":
-        values = [b for b in gemm() if 2 * b * 32 <= left]
+        values = [b for b in gemm() if least * b * depths[0] <= left]
     elif field == "block_depth":
         values = [
             b
-            for b in BLOCK_DEPTHS
-            if shape.depth % b == 0 and min(2, shape.depth // b) * columns * b <= left
+            for b in depths
+            if shape.depth % b == 0 and min(least, shape.depth // b) * columns * b <= left
         ]
     elif field == "stages":
         values = _stages(shape, made, left)
     elif field == "lanes":
         values = _lanes(shape, made)
     elif field == "turns":
-        values = _turns(shape, made)
+        values = _turns(shape, made, made["stages"])
     else:
         values = list(gemm())
     return dict.fromkeys(values, 1)
 
 
-def default_tile(shape: NormGemmShape) -> NormGemmTile:
+def default_tile(shape: NormGemmShape) -> Tile:
     """The tile that is used when no record says better: the fastest of some by a rough model."""
     return min(_defaults(shape), key=lambda tile: _cycles(shape, tile))
 
 
-def shared_bytes(shape: NormGemmShape, tile: NormGemmTile) -> int:
+def shared_bytes(shape: NormGemmShape, tile: Tile) -> int:
     """Shared memory of a block: the slices and all of x; later the sums."""
-    used = tile.stages * tile.stage_bytes + tile.block_rows * shape.depth
-    return max(used, tile.sum_bytes)
+    x = tile.block_rows * shape.depth
+    if isinstance(tile, NormWgmmaTile):
+        return tile.shared_bytes + x
+    return max(tile.stages * tile.stage_bytes + x, tile.sum_bytes)
+
+
+def _most_shared_bytes(shape: NormGemmShape) -> int:
+    alignment = WGMMA_ALIGNMENT if shape.layout == "wgmma" else 0
+    return GPUS[shape.arch].shared_bytes - alignment
 
 
 def _stages(shape: NormGemmShape, made: Mapping[str, int], left: int) -> list[int]:
-    slices, tiles = shape.depth // made["block_depth"], _tiles(shape, made)
     # A copy that is not asynchronous is done before the multiplication, however far ahead.
-    most = min(5, slices * tiles) if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2
+    most = 6 if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2
     size = made["block_columns"] * made["block_depth"]
-    several = [s for s in range(2, most + 1) if s * size <= left and slices * tiles > 1]
-    return [1, *several] if slices == 1 else several
+    return [s for s in range(1, most + 1) if s * size <= left and _turns(shape, made, s)]
 
 
-def _turns(shape: NormGemmShape, made: Mapping[str, int]) -> list[int]:
-    """Divisors of the number of tiles; more than one slice where there are slots for several."""
-    if made["stages"] == 1:
-        return [1]
-    tiles, slices = _tiles(shape, made), shape.depth // made["block_depth"]
-    return [t for t in range(1, tiles + 1) if tiles % t == 0 and t * slices > 1]
+def _turns(shape: NormGemmShape, made: Mapping[str, int], stages: int) -> list[int]:
+    """Numbers of tiles, whole shares of all of them, for which there are slices enough."""
+    slices = shape.depth // made["block_depth"]
+    whole = shape.columns % made["block_columns"] == 0 and made.get("depth_warps", 1) == 1
+    tiles = shape.columns // made["block_columns"] if whole else 1
+    least = _least_stages(shape)
+    return [
+        turns
+        for turns in range(1, tiles + 1)
+        if tiles % turns == 0 and (stages == turns * slices or least <= stages < turns * slices)
+    ]
 
 
-def _tiles(shape: NormGemmShape, made: Mapping[str, int]) -> int:
-    """Of columns, that one block can have."""
-    whole = shape.columns % made["block_columns"] == 0 and made["depth_warps"] == 1
-    return shape.columns // made["block_columns"] if whole else 1
+def _least_stages(shape: NormGemmShape) -> int:
+    """Slots, if slices share them: one is filled while another is multiplied, by wgmma two."""
+    return 3 if shape.layout == "wgmma" else 2
 
 
 def _lanes(shape: NormGemmShape, made: Mapping[str, int]) -> list[int]:
     """Numbers with which all threads have a row, no lane is idle, and registers are enough."""
     rows, vectors = made["block_rows"], shape.depth // _VECTOR
-    threads = 32 * made["row_warps"] * made["column_warps"] * made["depth_warps"]
+    threads = _threads(shape, made)
     fitting = [
         n for n in (1, 2, 4, 8, 16) if n * rows >= threads and n <= vectors <= n * _MOST_VECTORS
     ]
     return [*fitting, 32]
 
 
-def _defaults(shape: NormGemmShape) -> list[NormGemmTile]:
-    """Blocks of warps that have 32 to 64 rows and columns each, with all that goes with them."""
-    made: list[dict[str, int]] = [
-        dict(zip(("block_rows", "block_columns", "row_warps", "column_warps"), block, strict=True))
-        for block in cuda_gemm_space.MMA_BLOCKS
-    ]
-    made = [
-        one
-        for one in made
-        if one["block_rows"] in candidates(shape, "block_rows", {})
-        and one["block_columns"] in candidates(shape, "block_columns", one)
-    ]
-    for field in ("block_depth", "depth_warps", "stages", "lanes", "turns"):
-        made = [
-            {**one, field: value}
-            for one in made
-            # The fewest lanes that have registers: a row's scalars are computed by each.
-            for value in list(candidates(shape, field, one))[: 1 if field == "lanes" else None]
-        ]
-    return [NormGemmTile(**one) for one in made]
+def _threads(shape: NormGemmShape, made: Mapping[str, int]) -> int:
+    if shape.layout == "wgmma":
+        return 128 * made["row_warpgroups"] * made["column_warpgroups"]
+    return 32 * made["row_warps"] * made["column_warps"] * made["depth_warps"]
 
 
-def _cycles(shape: NormGemmShape, tile: NormGemmTile) -> float:
+def _defaults(shape: NormGemmShape) -> list[Tile]:
+    """For mma, blocks of warps that have 32 to 64 rows and columns each; for wgmma, all tiles."""
+    tile_type = TILES[shape.layout]
+    made: list[dict[str, int]] = [{}]
+    if shape.layout == "mma":
+        names = ("block_rows", "block_columns", "row_warps", "column_warps")
+        made = [dict(zip(names, block, strict=True)) for block in cuda_gemm_space.MMA_BLOCKS]
+    for field in (field.name for field in dataclasses.fields(tile_type)):
+        made = [{**one, field: value} for one in made for value in _tried(shape, field, one)]
+    return [tile_type(**one) for one in made]
+
+
+def _tried(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> list[int]:
+    """Values of a field among the defaults: what is made already, if it is valid; else all.
+
+    Of lanes the fewest: each of them computes a row's scalars.
+    """
+    values = list(candidates(shape, field, made))
+    if field in made:
+        return [made[field]] if made[field] in values else []
+    return values[:1] if field == "lanes" else values
+
+
+def _cycles(shape: NormGemmShape, tile: Tile) -> float:
     normalising = tile.block_rows * (_INSTRUCTIONS * shape.depth + _ROW_INSTRUCTIONS * tile.lanes)
     return cycles(shape.gemm, tile, shared_bytes(shape, tile), tile.turns, normalising)

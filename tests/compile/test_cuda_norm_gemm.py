@@ -10,9 +10,11 @@ from tvm import s_tir, tirx
 
 import graphs
 from cuda_emulator import emulate
+from intswin.compile.operators import cuda_linear
 from intswin.compile.schedules import cuda_kernels
 from intswin.compile.schedules.cuda_norm_gemm_space import (
     NormGemmTile,
+    NormWgmmaTile,
 )
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
@@ -64,6 +66,15 @@ def _described(case, batch, target):
                     (30, 256, 96, 1, NormGemmTile(16, 96, 32, 1, 3, 1, 4, 32, 1)),
                 ],
             ),
+            (
+                "wgmma",
+                [
+                    (70, 192, 40, 1, NormWgmmaTile(64, 64, 64, 1, 1, 3, 4, 1)),
+                    (130, 128, 128, 1, NormWgmmaTile(128, 32, 64, 1, 1, 3, 2, 4)),
+                    (100, 64, 192, 4, NormWgmmaTile(128, 64, 128, 2, 1, 4, 8, 3)),
+                    (40, 64, 96, 1, NormWgmmaTile(64, 32, 64, 1, 1, 3, 8, 3)),
+                ],
+            ),
             ("cuda-t4", [(49, 96, 96, 1, NormGemmTile(32, 96, 32, 2, 1, 1, 2, 2, 1))]),
         )
         for both in zip(problems, _EPILOGUES, strict=False)
@@ -71,7 +82,10 @@ def _described(case, batch, target):
     ids=str,
 )
 @pytest.mark.parametrize("extreme", [False, True])
-def test_tiles(target_name, problem, epilogue, extreme):
+def test_tiles(target_name, problem, epilogue, extreme, monkeypatch):
+    if target_name == "wgmma":
+        monkeypatch.setattr(cuda_linear, "weight_layout", lambda *_: "wgmma")
+        target_name = "cuda-h100"
     rows, channels, columns, group, tile = problem
     rng = np.random.default_rng(rows)
     target, batch = get_target(target_name), 2 if rows < 40 else 1
