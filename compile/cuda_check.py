@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm.target import Target
 
 from intswin.compile import artifact, runtime
 from intswin.compile.emit import different_nodes
+from intswin.compile.fuse_layer_norm import fuse_layer_norms
+from intswin.compile.targets import is_cuda
 from intswin.compile.tvm_runtime import CPU, CUDA, POOLED_ALLOCATOR, load_executable
 from intswin.models import integer_reference
 from intswin.models.data import open_images
@@ -110,13 +113,21 @@ def llvm_logits(
 
 
 def check_kernels(
-    graph: IntegerGraph, library: bytes, batch: int, cuda: bool, seed: int, skip: int = 0
+    graph: IntegerGraph, library: bytes, batch: int, target: Target, seed: int, skip: int = 0
 ) -> Iterator[Comparison]:
-    """Run each kernel of a library of `emit.emit_kernels` on random inputs of its whole domain.
+    """Run each kernel of a library on random inputs of its whole domain.
 
-    The first `skip` ones are left out. A kernel that fails is the last one: this process can use
-    CUDA no more, and TVM may end it.
+    A kernel that fails is the last one: this process can use CUDA no more, and TVM may end it.
+
+    Args:
+        graph: as quantization made it.
+        library: what `emit.emit_kernels` made of the graph for this batch and target.
+        batch: images.
+        target: of the library.
+        seed: of the inputs.
+        skip: how many of the first kernels are left out.
     """
+    graph, cuda = fuse_layer_norms(graph, batch, target), is_cuda(target)
     machine = load_executable(library)
     devices = [(CUDA if cuda else CPU, 0, POOLED_ALLOCATOR)]
     devices += [(CPU, 0, POOLED_ALLOCATOR)] if cuda else []

@@ -55,6 +55,11 @@ class OperatorTime:
 def profile(graph: IntegerGraph, batch: int, runs: Sequence[KernelTimes]) -> list[OperatorTime]:
     """Join what the kernels took in some runs with what they had to do; most expensive first.
 
+    Args:
+        graph: the one that the kernels were emitted from: for CUDA fuse_layer_norm.py's.
+        batch: images of a run.
+        runs: names and seconds of the kernels, in their order.
+
     Raises:
         IntswinError: the compiled code has not one kernel for each operator.
     """

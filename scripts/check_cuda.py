@@ -31,6 +31,7 @@ from rich.table import Table
 from intswin.compile import artifact, cuda_check, cuda_driver, runtime
 from intswin.compile.cuda_check import FAILED, Comparison
 from intswin.compile.gpu_artifacts import ArtifactSpec, Say, Stopwatch, build_missing
+from intswin.compile.targets import get_target
 from intswin.models.command import script_command
 from intswin.models.errors import IntswinError, run_script
 from intswin.models.files import write_file
@@ -185,12 +186,11 @@ def kernels(case: ArtifactSpec, options: argparse.Namespace, skip: int) -> Itera
     """Each kernel alone, but for the first `skip`."""
     stored = artifact.read(case.path(options.artifacts))
     library = case.kernels_path(options.artifacts).read_bytes()
-    cuda = stored.metadata["target"]["kind"] == "cuda"
+    graph, target = stored.graph(), get_target(case.target)
     try:
         runtime.check_runs_here(stored)
         runtime.prepare_device(stored.metadata)
-        graph = stored.graph()
-        yield from cuda_check.check_kernels(graph, library, case.batch, cuda, 0, skip)
+        yield from cuda_check.check_kernels(graph, library, case.batch, target, 0, skip)
     except IntswinError as error:
         yield Comparison("kernels", 1, 1, str(error))
 

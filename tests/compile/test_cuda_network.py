@@ -6,6 +6,7 @@ import pytest
 import graphs
 from cuda_emulator import emulate_network
 from intswin.compile.emit import emit
+from intswin.compile.fuse_layer_norm import fuse_layer_norms
 from intswin.compile.pipeline import (
     CompileOptions,
     load_calibration,
@@ -27,7 +28,7 @@ def check(graph, target_name, images):
     target = get_target(target_name)
     mod = apply_default_schedules(emit(graph, len(images), target), target)
     expected = integer_reference.run_all(graph, images)
-    nodes = iter(graph.nodes)
+    nodes = iter(fuse_layer_norms(graph, len(images), target).nodes)
 
     def on_kernel(_kernel, output):
         node = next(nodes)

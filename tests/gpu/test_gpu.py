@@ -60,9 +60,9 @@ def test_every_kernel_alone(compiled, tmp_path, code):
     export(build(emit_kernels(compiled.graph, BATCH, target), target), path, target)
     runtime.prepare_device(compiled.metadata)
     library = path.read_bytes()
-    found = list(cuda_check.check_kernels(compiled.graph, library, BATCH, cuda=True, seed=1))
+    found = list(cuda_check.check_kernels(compiled.graph, library, BATCH, target, seed=1))
     assert [comparison for comparison in found if comparison.different] == []
-    assert len(found) > 20
+    assert len(found) > 15
 
 
 def test_torch_in_torch_out(network, batch, expected):
