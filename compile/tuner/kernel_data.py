@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 from tvm import tirx
@@ -11,6 +13,8 @@ from tvm.target import Target
 
 from intswin.compile.quantize_parameters import gelu_parameters, half
 from intswin.compile.targets import is_cuda
+
+Arguments: TypeAlias = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class KernelSpec:
         target: JSON of the target of a CUDA kernel.
     """
 
-    arguments: tuple[tuple[tuple[int, ...], str], ...]
+    arguments: Arguments
     op: str
     attributes: tuple[tuple[str, int | str], ...]
     operations: int
@@ -62,28 +66,29 @@ class KernelSpec:
     @property
     def description(self) -> str:
         """Such as "8x196x384 -> 1536 u8 igelu"."""
-        (batch, rows, depth), out = self.arguments[0][0], self.arguments[-1]
+        (batch, rows, channels), dtype = self.arguments[-1]
         if self.op == "attention":
             names = ("windows", "tokens", "heads", "d")
             windows, tokens, heads, d = (self.number(name) for name in names)
             return f"attention {batch}x{windows} windows of {tokens}, {heads} heads of {d}"
         if self.op == "layer_norm":
-            return f"layer_norm {batch}x{out[0][1]}x{out[0][2]} {out[1]}"
-        norm = ""
-        if self.op == "norm_linear":
-            rows, depth, norm = out[0][1], depth * self.number("gather"), "layer_norm, "
+            return f"layer_norm {batch}x{rows}x{channels} {dtype}"
+        depth = _depth(self.arguments, dict(self.attributes))
         activation = self.text("activation")
         activation = "" if activation == "none" else f" {activation}"
-        return f"{norm}{batch}x{rows}x{depth} -> {out[0][2]} {self.text('out')}{activation}"
+        gemm = f"{batch}x{rows}x{depth} -> {channels} {self.text('out')}{activation}"
+        return gemm if self.op == "linear" else f"layer_norm, {gemm}"
 
 
-def _operations(
-    op: str, arguments: tuple[tuple[tuple[int, ...], str], ...], attributes: dict[str, int | str]
-) -> int:
+def _depth(arguments: Arguments, attributes: Mapping[str, int | str]) -> int:
+    """Input channels of a GEMM; one that normalises its rows can join several of x to one."""
+    return arguments[0][0][2] * int(attributes.get("gather", 1))
+
+
+def _operations(op: str, arguments: Arguments, attributes: Mapping[str, int | str]) -> int:
     batch, rows, channels = arguments[-1][0]
     if op in ("linear", "norm_linear"):
-        depth = arguments[0][0][2] * int(attributes.get("gather", 1))
-        return 2 * batch * rows * channels * depth
+        return 2 * batch * rows * channels * _depth(arguments, attributes)
     if op == "attention":
         return 4 * batch * rows * channels * int(attributes["tokens"])
     return 8 * batch * rows * channels
