@@ -1,40 +1,32 @@
 """LayerNorm and a GEMM in one CUDA kernel, emulated, equal the two operators bit for bit."""
 
-import dataclasses
 import itertools
+import random
 
 import numpy as np
 import pytest
 import tvm
 from tvm import s_tir, tirx
 
-import graphs
 from cuda_emulator import emulate
 from intswin.compile.operators import cuda_linear
 from intswin.compile.schedules import cuda_kernels
+from intswin.compile.schedules.cuda_gemm_tiles import GPUS
 from intswin.compile.schedules.cuda_norm_gemm_space import (
+    TILES,
+    NormGemmShape,
     NormGemmTile,
     NormWgmmaTile,
+    candidates,
+    default_tile,
+    shared_bytes,
 )
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
+from norm_linear import random_norm_linear
 from operator_runner import emit_operator
 
 _EPILOGUES = itertools.cycle([{"zero_point": 0}, {"out": "s8"}, {"activation": "igelu"}])
-
-
-def _case(rng, rows, channels, columns, group=1, extreme=False, **epilogue):
-    """The fused node of a LayerNorm and a GEMM, and what the two of them make of its input."""
-    norm = graphs.random_layer_norm(rng, rows, channels, group=group, extreme=extreme)
-    linear = graphs.random_linear(rng, rows, group * channels, columns, extreme=extreme, **epilogue)
-    node = dataclasses.replace(
-        linear.node,
-        op="norm_linear",
-        inputs=["x"],
-        tensors={**norm.node.tensors, **linear.node.tensors},
-        attrs={**linear.node.attrs, "shift": norm.node.attrs["shift"]},
-    )
-    return graphs.Case(node, norm.specs), norm.node, linear.node
 
 
 def _described(case, batch, target):
@@ -89,7 +81,9 @@ def test_tiles(target_name, problem, epilogue, extreme, monkeypatch):
     rows, channels, columns, group, tile = problem
     rng = np.random.default_rng(rows)
     target, batch = get_target(target_name), 2 if rows < 40 else 1
-    case, norm, linear = _case(rng, rows, channels, columns, group, extreme, **epilogue)
+    case, norm, linear = random_norm_linear(
+        rng, rows, channels, columns, group=group, extreme=extreme, **epilogue
+    )
     func, constants = _described(case, batch, target)
     sch = s_tir.Schedule(func)
     cuda_kernels.schedule(sch, target, tile)
@@ -100,3 +94,62 @@ def test_tiles(target_name, problem, epilogue, extreme, monkeypatch):
     actual = np.empty_like(expected)
     emulate(kernel, target, [x, *constants, actual], races=True)
     np.testing.assert_array_equal(actual, expected)
+
+
+def _random_shape(rng, arch, layout):
+    gather = rng.choice([1, 4])
+    depth = rng.choice([256, 384, 2048] if layout == "wgmma" else [32, 96, 224, 768, 1536, 2048])
+    rows = rng.choice([1, 49, 784])
+    return NormGemmShape(
+        arch=arch,
+        layout=layout,
+        batch=rng.choice([1, 128]),
+        in_rows=rows * gather,
+        rows=rows,
+        gather=gather,
+        channels=depth // gather,
+        indexed=gather > 1,
+        columns=rng.choice([10, 32, 96, 288, 1000, 4096]),
+        out="u8",
+        activation="none",
+        frac=7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "layout"), [(75, "mma"), (80, "mma"), (89, "mma"), (90, "mma"), (90, "wgmma")]
+)
+def test_every_draw_is_a_tile(arch, layout):
+    rng = random.Random(arch)
+    for _ in range(40):
+        shape = _random_shape(rng, arch, layout)
+        default = default_tile(shape)
+        made, of_default = {}, {}
+        for field in TILES[layout].__dataclass_fields__:
+            made[field] = rng.choice(list(candidates(shape, field, made)))
+            assert getattr(default, field) in candidates(shape, field, of_default)
+            of_default[field] = getattr(default, field)
+        tile = TILES[layout](**made)
+        assert 32 <= tile.threads <= 512
+        assert shared_bytes(shape, tile) <= GPUS[arch].shared_bytes
+        assert shape.depth % tile.block_depth == 0
+        slices = tile.turns * (shape.depth // tile.block_depth)
+        least = 3 if layout == "wgmma" else 2
+        assert tile.stages == slices or least <= tile.stages < slices
+        if tile.turns > 1:
+            assert shape.columns % (tile.turns * tile.block_columns) == 0
+            assert made.get("depth_warps", 1) == 1
+        if tile.lanes < 32:  # all threads normalise, and none has more than 16 vectors
+            assert tile.lanes * tile.block_rows >= tile.threads
+            assert shape.depth <= 8 * 16 * tile.lanes
+        if arch == 75:  # copies are not asynchronous
+            assert tile.stages <= 2
+
+
+def test_tiles_of_another_shape_are_refused():
+    target = get_target("cuda-h100")
+    case, *_ = random_norm_linear(np.random.default_rng(4), 49, 96, 96)
+    func, _ = _described(case, 1, target)
+    with pytest.raises(ValueError, match="turns=2 is not one of"):
+        tile = NormGemmTile(64, 96, 96, 2, 3, 1, 1, 4, 2)
+        cuda_kernels.schedule(s_tir.Schedule(func), target, tile)

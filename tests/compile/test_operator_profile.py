@@ -7,6 +7,7 @@ from intswin.compile import cpu_peak, operator_profile
 from intswin.compile.cpu_peak import CpuPeak
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
+from norm_linear import random_norm_linear
 
 PEAK = CpuPeak("vpdpbusd zmm", 1000.0, 20.0, 200.0)
 
@@ -51,6 +52,19 @@ def test_layers_of_one_shape_are_one_row(graph):
     # q k^T and p v, in two windows of 49 tokens, for two images
     assert attention.operations == 2 * 2 * (2 * 2 * 49 * 49 * 16)
     assert linear.gops == pytest.approx(linear.operations / 30e-6 / 1e9)
+
+
+def test_a_layer_norm_within_a_gemm():
+    """What it normalises is neither written nor read; its constants are."""
+    case, *_ = random_norm_linear(np.random.default_rng(0), 49, 32, 64, group=4)
+    graph = IntegerGraph(case.specs[0], [case.node], "x")
+    (row,) = operator_profile.profile(graph, 2, [[("norm_linear", 1e-5)]])
+    assert (row.op, row.what) == ("norm_linear", "layer_norm, linear 49x128 -> 64 u8")
+    assert row.operations == 2 * (2 * 49 * 128 * 64)
+    read, written = 4 * 49 * 32 * 2, 49 * 64
+    norm = 2 * 4 * 128 + 8 + 4 * 4 * 49  # gamma and beta, eps, rows
+    gemm = 64 * 128 + 3 * 4 * 64  # weight; bias, pre and mult
+    assert row.bytes == 2 * (read + written) + norm + gemm
 
 
 def test_other_kernels_than_operators_are_refused(graph):

@@ -1,5 +1,7 @@
 """Tuning for CUDA without a GPU: candidates are compiled; a stand-in says how fast they are."""
 
+import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -12,9 +14,8 @@ from tvm_ffi import structural_equal
 import graphs
 from cuda_emulator import emulate
 from intswin.compile import tune, tuning_log
-from intswin.compile.schedules import cuda_kernels
-from intswin.compile.schedules.cuda_layer_norm import layer_norm_kernel
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
+from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.targets import get_target
 from intswin.compile.tuner import cuda_worker, space
 from intswin.compile.tuner import machines as machines_module
@@ -25,6 +26,7 @@ from intswin.compile.tuner.store import Store
 from intswin.compile.tuner.tasks import extract_tasks
 from intswin.compile.tuner.worker import WrongResultError
 from intswin.models.errors import IntswinError
+from norm_linear import random_norm_linear
 from operator_runner import emit_operator
 
 H100, V100 = get_target("cuda-h100"), get_target("cuda-v100")
@@ -39,11 +41,17 @@ FORMS = {
 }
 ATTENTION = graphs.random_attention(RNG, 4, 20, 2, 32, patterns=2)
 LAYER_NORM = graphs.random_layer_norm(RNG, 49, 96)
+NORM_LINEAR, *_ = random_norm_linear(RNG, 49, 64, 128, zero_point=0)
+NORM_WGMMA, *_ = random_norm_linear(RNG, 784, 256, 64)
 OTHERS = {
     "attention": ATTENTION,
     "no bias": graphs.random_attention(RNG, 1, 5, 1, 16, patterns=0),
     "layer_norm": LAYER_NORM,
     "merging": graphs.random_layer_norm(RNG, 5, 24, "i16", group=4),
+}
+FUSED = {
+    "norm_linear igelu": random_norm_linear(RNG, 7, 32, 40, activation="igelu")[0],
+    "norm_linear merging": random_norm_linear(RNG, 5, 24, 40, group=4, out="i16")[0],
 }
 
 
@@ -85,6 +93,12 @@ def prim_func(mod):
     return func
 
 
+def with_tile(mod, target, tile):
+    """The kernel of an emitted operator."""
+    described = tvm.IRModule({"main": prim_func(mod).with_attr("global_symbol", "main")})
+    return space.finished(space.decide(described, target, tile), target)["main"]
+
+
 def run(folder, case, target, trials):
     tasks = extract_tasks([(emit_operator(case, 2, target), 2)], target)
     store = Store(folder, target)
@@ -116,8 +130,7 @@ def test_a_job_writes_records_that_compile_uses(tmp_path, fake, monkeypatch, cas
     best = space.tile_of_trace(records[0].trace, target)
     assert best != space.default_tile(task.shape)
     mod = emit_operator(case, 2, target)
-    described = tvm.IRModule({"main": prim_func(mod).with_attr("global_symbol", "main")})
-    expected = space.finished(space.decide(described, target, best), target)["main"]
+    expected = with_tile(mod, target, best)
     monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(tmp_path))
     kernel = prim_func(tuning_log.apply_tuned_schedules(mod, target))
     assert "tirx.is_scheduled" in kernel.attrs
@@ -147,12 +160,15 @@ def test_random_problems_fit_what_the_kernel_computes(target, form):
         assert len(np.unique(actual)) > 5
 
 
-@pytest.mark.parametrize("target", [H100, V100], ids=["h100", "v100"])
-@pytest.mark.parametrize("form", OTHERS)
-def test_random_problems_of_other_operators(target, form):
+@pytest.mark.parametrize(
+    ("case", "target"),
+    [*itertools.product(OTHERS.values(), [H100, V100]), *((case, H100) for case in FUSED.values())],
+    ids=[*(f"{form}-{of}" for form in OTHERS for of in ("h100", "v100")), *FUSED],
+)
+def test_random_problems_of_other_operators(case, target):
     """The default kernel, emulated, gives what the reference expects."""
-    tasks = extract_tasks([(emit_operator(OTHERS[form], 3, target), 3)], target)
-    if target is V100 and OTHERS[form].node.op == "attention":
+    tasks = extract_tasks([(emit_operator(case, 3, target), 3)], target)
+    if target is V100 and case.node.op == "attention":
         assert not tasks  # the kernel for dp4a has no space
         return
     (task,) = tasks
@@ -166,23 +182,49 @@ def test_random_problems_of_other_operators(target, form):
         assert len(np.unique(actual)) > 30
 
 
-def test_a_record_serves_every_shift(tmp_path, monkeypatch):
-    """Layers that differ in it alone are one task; each gets a kernel with its own shift."""
-    tasks = extract_tasks([(emit_operator(LAYER_NORM, 2, V100), 2)], V100)
-    store = Store(tmp_path / "cuda-v100", V100)
-    tile = LayerNormTile(lanes=32, warps=1)
-    store.add_record(tasks[0], space.decide(tasks[0].module, V100, tile), 1e-6)
+@pytest.mark.parametrize(
+    ("case", "description", "operations"),
+    [
+        (CASE, "3x49x64 -> 128 u8", 2 * 147 * 64 * 128),
+        (ATTENTION, "attention 3x4 windows of 20, 2 heads of 32", 2 * 2 * 12 * 2 * 20 * 20 * 32),
+        (LAYER_NORM, "layer_norm 3x49x96 uint8", 8 * 147 * 96),
+        (FUSED["norm_linear igelu"], "layer_norm, 3x7x32 -> 40 u8 igelu", 2 * 21 * 32 * 40),
+        (FUSED["norm_linear merging"], "layer_norm, 3x5x96 -> 40 i16", 2 * 15 * 96 * 40),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_task_is_called_and_has_to_do(case, description, operations):
+    (task,) = extract_tasks([(emit_operator(case, 3, H100), 3)], H100)
+    assert (task.spec.description, task.spec.operations) == (description, operations)
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "tile", "in_code"),
+    [
+        (LAYER_NORM, V100, LayerNormTile(lanes=32, warps=1), True),
+        (NORM_LINEAR, H100, NormGemmTile(16, 32, 32, 1, 1, 1, 3, 32, 2), False),
+    ],
+    ids=["layer_norm", "norm_linear"],
+)
+def test_a_record_serves_every_shift(tmp_path, monkeypatch, case, target, tile, in_code):
+    """Layers that differ in it alone are one task; it is in the code or an argument."""
+    mod = emit_operator(case, 2, target)
+    tasks = extract_tasks([(mod, 2)], target)
+    store = Store(tmp_path / tuning_log.log_name(target), target)
+    assert tile != space.default_tile(tasks[0].shape)
+    store.add_record(tasks[0], space.decide(tasks[0].module, target, tile), 1e-6)
     store.close()
     monkeypatch.setenv(tuning_log.FOLDERS_VARIABLE, str(tmp_path))
-    other = graphs.random_layer_norm(RNG, 49, 96)
-    other.node.attrs["shift"] += 3
-    mod = emit_operator(other, 2, V100)
-    assert [task.key for task in extract_tasks([(mod, 2)], V100)] == [tasks[0].key]
-    kernel = prim_func(tuning_log.apply_tuned_schedules(mod, V100))
-    shape = cuda_kernels.shape_of(prim_func(mod), V100)
-    assert shape.shift == other.node.attrs["shift"]
-    expected = layer_norm_kernel(shape, tile)
-    assert structural_equal(kernel.body, expected.body, map_free_vars=True)
+    attrs = {**case.node.attrs, "shift": case.node.attrs["shift"] + 3}
+    other = graphs.Case(dataclasses.replace(case.node, attrs=attrs), case.specs)
+    mods = [mod, emit_operator(other, 2, target)]
+    assert [task.key for task in extract_tasks([(mods[1], 2)], target)] == [tasks[0].key]
+    kernels = [prim_func(tuning_log.apply_tuned_schedules(mod, target)) for mod in mods]
+    expected = [with_tile(mod, target, tile) for mod in mods]
+    for kernel, right in zip(kernels, expected, strict=True):
+        assert structural_equal(kernel.body, right.body, map_free_vars=True)
+    same = structural_equal(*(kernel.body for kernel in kernels), map_free_vars=True)
+    assert same is not in_code
 
 
 def test_problems_of_many_images_are_a_sample():
@@ -212,7 +254,9 @@ def test_one_wrong_number_is_found():
         cuda_worker._compare(actual, expected)
 
 
-@pytest.mark.parametrize("case", [CASE, ATTENTION, LAYER_NORM], ids=lambda case: case.node.op)
+@pytest.mark.parametrize(
+    "case", [CASE, ATTENTION, LAYER_NORM, NORM_LINEAR, NORM_WGMMA], ids=lambda case: case.node.op
+)
 def test_proposals_are_of_the_space(case):
     (task,) = extract_tasks([(emit_operator(case, 2, H100), 2)], H100)
     tiles = propose(task.shape, {}, [], 16, seed=0)
