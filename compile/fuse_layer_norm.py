@@ -43,9 +43,11 @@ def _fits(norm: Node, linear: Node, batch: int, target: Target) -> bool:
     if (norm.op, linear.op, norm.attrs.get("out")) != ("layer_norm", "linear", "u8"):
         return False
     channels, rows = norm.out.shape[1], batch * linear.out.shape[0]
+    gathered = norm.tensors["rows"].shape[1] if "rows" in norm.tensors else 1
     return (
         len(linear.inputs) == 1
         and channels % 32 == 0
+        and channels // gathered % 8 == 0  # a lane reads 8 channels at once
         and channels <= _MOST_CHANNELS
         and weight_layout(target, channels, rows) != "dp4a"
     )
