@@ -16,6 +16,9 @@ from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
 
+# Multiply-accumulates of a GEMM up to which both in one kernel were faster on an H100 (those of
+# swin_tiny for one image have 2^27 at most); docs/results/gpu_speed.md has the numbers.
+_MOST_PRODUCTS = 1 << 28
 _MOST_CHANNELS = 2048  # all of 16 rows are in shared memory, beside slices of the weight
 
 
@@ -39,17 +42,22 @@ def fuse_layer_norms(graph: IntegerGraph, batch: int, target: Target) -> Integer
 
 
 def _fits(norm: Node, linear: Node, batch: int, target: Target) -> bool:
-    """Whether both are one kernel, which is one for tensor cores."""
+    """Whether both are one kernel: a small problem, for tensor cores by mma.
+
+    Every block of threads normalises its rows for itself. That costs less than a kernel more does,
+    while the GEMM has few blocks and both kernels are mostly latency.
+    """
     if (norm.op, linear.op, norm.attrs.get("out")) != ("layer_norm", "linear", "u8"):
         return False
-    channels, rows = norm.out.shape[1], batch * linear.out.shape[0]
+    (outputs, channels), rows = linear.tensors["weight"].shape, batch * linear.out.shape[0]
     gathered = norm.tensors["rows"].shape[1] if "rows" in norm.tensors else 1
     return (
         len(linear.inputs) == 1
+        and rows * channels * outputs <= _MOST_PRODUCTS
         and channels % 32 == 0
         and channels // gathered % 8 == 0  # a lane reads 8 channels at once
         and channels <= _MOST_CHANNELS
-        and weight_layout(target, channels, rows) != "dp4a"
+        and weight_layout(target, channels, rows) == "mma"
     )
 
 

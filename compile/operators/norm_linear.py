@@ -20,18 +20,15 @@ def emit(
     (x,) = inputs
     in_rows, channels = (int(extent) for extent in x.ty.shape.values[1:])
     rows = node.tensors.get("rows")
-    channels_out, depth = node.tensors["weight"].shape
-    layout = cuda_linear.weight_layout(target, depth, batch * node.out.shape[0])
     shape = NormGemmShape(
         arch=cuda_arch(target),
-        layout=layout,
         batch=batch,
         in_rows=in_rows,
         rows=node.out.shape[0],
         gather=1 if rows is None else rows.shape[1],
         channels=channels,
         indexed=rows is not None,
-        columns=channels_out,
+        columns=node.out.shape[1],
         out=str(node.attrs["out"]),
         activation=str(node.attrs["activation"]),
         frac=int(node.attrs["frac"]),
@@ -39,7 +36,7 @@ def emit(
     arrays = [] if rows is None else [rows.astype(np.int32)]
     arrays += [node.tensors[name].astype(np.int32) for name in ("gamma", "beta")]
     arrays.append(np.array([node.tensors["params"][0], node.attrs["shift"]], np.int64))
-    weight, requantization, *others = cuda_linear.constants(node, layout)
+    weight, requantization, *others = cuda_linear.constants(node, "mma")
     arrays += [weight, requantization, *others]
     func = cuda_norm_gemm.describe(shape, weight.shape, requantization.shape[1])
     gvar = bb.add_func(func, cuda_norm_gemm.OP)

@@ -58,23 +58,14 @@ class RowCopies:
             partial = index < int32(total) if first + threads > total else None
             self._chunks.append((T.Bind(source), chunk, T.Bind(target), partial))
 
-    def start(self, slice_: Expr, slot: Expr, rows_behind: Expr | None = None) -> None:
-        """Start copying a slice to the slot at an address; zeros where the rows have ended.
-
-        Args:
-            slice_: its number.
-            slot: address.
-            rows_behind: how far behind the tile's rows those are that are copied instead, all of
-                which exist.
-        """
+    def start(self, slice_: Expr, slot: Expr) -> None:
+        """Start copying a slice to the slot at an address; zeros where the rows have ended."""
         depth = T.Bind(slice_ * self._tile_depth)
-        behind = None if rows_behind is None else T.Bind(rows_behind * self._depth)
         exact = self._depth % self._tile_depth == 0
         for source, chunk, target, partial in self._chunks:
             k = depth + chunk * CHUNK
             valid = None if exact else k < int32(self._depth)
-            row = source if behind is None else source + behind
-            _copy_chunk(slot, target, self._matrix, row, k, valid, partial)
+            _copy_chunk(slot, target, self._matrix, source, k, valid, partial)
 
 
 def permutation(row: Expr, chunks: int) -> Expr:

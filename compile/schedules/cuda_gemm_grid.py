@@ -24,20 +24,13 @@ class Place:
 
 
 @contextlib.contextmanager
-def blocks(shape: CudaGemmShape, tile: CudaGemmTile, turns: int = 1) -> Iterator[Place]:
-    """Launch the blocks of threads that cover the results; what is emitted inside is a thread's.
-
-    Args:
-        shape: of the results.
-        tile: of a block.
-        turns: how many tiles beside each other a block has.
-    """
+def blocks(shape: CudaGemmShape, tile: CudaGemmTile) -> Iterator[Place]:
+    """Launch the blocks of threads that cover the results; what is emitted inside is a thread's."""
     row_tiles = -(-shape.rows // tile.block_rows)
-    block_columns = turns * tile.block_columns
-    column_tiles = -(-shape.columns // block_columns)
+    column_tiles = -(-shape.columns // tile.block_columns)
     with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
         with T.launch_thread("threadIdx.x", tile.threads) as thread:
             # Neighbouring blocks share rows of x, which is the larger operand.
             row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)
-            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * block_columns)
+            column = T.Bind(tirx.truncmod(block, int32(column_tiles)) * tile.block_columns)
             yield Place(thread, row, column)

@@ -32,8 +32,8 @@ from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulat
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _STEP = 32  # depth of an mma
-GROUP = 32  # columns of a group of the packed weight
-_PIECE = GROUP * _STEP  # bytes of a group in a step
+_GROUP = 32  # columns of a group of the packed weight
+_PIECE = _GROUP * _STEP  # bytes of a group in a step
 
 
 class MmaKernel:
@@ -51,10 +51,9 @@ class MmaKernel:
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
-        self.copied = self.slices
         self.steps = tile.block_depth // _STEP
         self.row_blocks = tile.warp_rows // 16
-        self.groups = tile.warp_columns // GROUP
+        self.groups = tile.warp_columns // _GROUP
         shared = cuda.shared_memory(shared_bytes or tile.shared_bytes)
         self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
         self.lane = T.Bind(self.thread % 32)
@@ -70,14 +69,16 @@ class MmaKernel:
         """Emit the whole of it: load ahead, multiply, reduce, write."""
         ahead = self.tile.stages - 1
         self._plan_loads()
-        self._clear()
         for i in range(max(ahead, 1)):
             self._load(int32(i), i)
+        self._prepare_x()
+        for index in range(int(self.acc.shape[0])):
+            T.buffer_store(self.acc, int32(0), [index])
         self._plan_multiplication()
         if self.slices == 1:
             T.evaluate(cuda.cp_async_wait(0))
             cuda.synchronize()
-            self._multiply_slot(int32(0))
+            self._multiply(int32(0))
         else:
             with T.serial(0, self.slices) as i:
                 T.evaluate(cuda.cp_async_wait(ahead - 1))
@@ -88,7 +89,7 @@ class MmaKernel:
                         with T.Then():
                             self._copies(i + ahead, (i + ahead) % self.tile.stages)
                 T.evaluate(cuda.cp_async_commit())
-                self._multiply_slot(i % self.tile.stages)
+                self._multiply(i)
         if self.tile.depth_warps == 1:
             self._write()
             return
@@ -96,10 +97,6 @@ class MmaKernel:
         with T.If(self.depth_warp == 0):
             with T.Then():
                 self._write()
-
-    def _clear(self) -> None:
-        for index in range(int(self.acc.shape[0])):
-            T.buffer_store(self.acc, int32(0), [index])
 
     def _slot(self, slot: Expr) -> Expr:
         return self.shared + (slot * self.tile.stage_bytes).astype("uint32")
@@ -118,18 +115,18 @@ class MmaKernel:
         tile = self.tile
         self.rows_of_weight = RowCopies(
             self.args.weight,
-            -(-self.shape.columns // GROUP),
+            -(-self.shape.columns // _GROUP),
             -(-self.shape.depth // _STEP) * _PIECE,
-            tile.block_columns // GROUP,
+            tile.block_columns // _GROUP,
             self.steps * _PIECE,
             permuted=False,
         )
-        group = self.column // GROUP
+        group = self.column // _GROUP
         self.rows_of_weight.plan(self.thread, tile.threads, group, tile.weight_offset)
 
     def _load(self, slice_: Expr, slot: int) -> None:
         """Start copying a slice, as a group of its own."""
-        if slot < self.copied:
+        if slot < self.slices:
             self._copies(slice_, int32(slot))
         T.evaluate(cuda.cp_async_commit())
 
@@ -149,15 +146,18 @@ class MmaKernel:
         b_offset = tile.weight_offset + first + self.lane * CHUNK
         self.b_offset = T.Bind(b_offset.astype("uint32"))
 
-    def _multiply_slot(self, slot: Expr) -> None:
-        """Accumulate the slice in a slot."""
-        base = T.Bind(self._slot(slot))
-        self._multiply(base, base)
+    def _prepare_x(self) -> None:
+        """Emit what comes between the first loads and the multiplication: nothing."""
 
-    def _multiply(self, x: Expr, slot: Expr) -> None:
-        """Accumulate this warp's steps of a slice of x and one of the weight, at addresses."""
-        tile = self.tile
-        a_base, b_base = T.Bind(x + self.a_row), T.Bind(slot + self.b_offset)
+    def _x_address(self, _slice: Expr, slot: Expr) -> Expr:
+        """Where a slice of x is: where its slot is."""
+        return slot
+
+    def _multiply(self, slice_: Expr) -> None:
+        """Accumulate this warp's steps of a slice."""
+        tile, slot = self.tile, T.Bind(self._slot(slice_ % self.tile.stages))
+        a_base = T.Bind(self._x_address(slice_, slot) + self.a_row)
+        b_base = T.Bind(slot + self.b_offset)
         for i in range(self.steps // tile.depth_warps):
             step = int32(i) if tile.depth_warps == 1 else self.depth_warp + i * tile.depth_warps
             chunk = (step * 2 + self.lane // 16) ^ self.a_permutation
@@ -205,10 +205,8 @@ class MmaKernel:
                         for j in range(4):
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
 
-    def _write(self, turn: Expr | None = None) -> None:
-        """Write the results, of a tile so many tiles behind the first one."""
+    def _write(self) -> None:
         tile = self.tile
-        column = self.column if turn is None else self.column + turn * tile.block_columns
         write_accumulators(
             self.shape,
             self.args,
@@ -216,7 +214,7 @@ class MmaKernel:
             LanePlace(
                 row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
                 offsets=[8 * r for r in range(self.row_blocks * 2)],
-                column=column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
+                column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
                 groups=self.groups,
             ),
             tile,

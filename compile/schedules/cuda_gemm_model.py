@@ -24,7 +24,6 @@ def cycles(
     shape: CudaGemmShape,
     tile: CudaGemmTile,
     shared_bytes: int = 0,
-    turns: int = 1,
     before: float = 0.0,
 ) -> float:
     """About how long the kernel takes.
@@ -36,11 +35,10 @@ def cycles(
         shape: the problem.
         tile: of a block.
         shared_bytes: that a block has, if not the tile's.
-        turns: tiles that it computes one after another.
-        before: instructions of single lanes before that.
+        before: instructions of single lanes before the multiplication.
     """
     gpu = GPUS[shape.arch]
-    blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // (turns * tile.block_columns))
+    blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
     results = tile.block_rows * tile.block_columns
     slices = -(-shape.depth // tile.block_depth)
     depth = slices * tile.block_depth
@@ -71,8 +69,8 @@ def cycles(
     alone = max(products, reads) * max(1, 128 / tile.threads)
     alone += 1500 + slices * (100 + 600 / stages) + summed
     alone += results / (tile.threads // depth_warps) * epilogue * 2
-    work = turns * work + before / 100
-    alone = turns * alone + before / tile.threads * 4
+    work += before / 100
+    alone += before / tile.threads * 4
 
     registers = _registers(tile, slices)
     by_registers = REGISTERS // (min(registers, 255) * tile.threads)

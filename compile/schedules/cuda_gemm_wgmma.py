@@ -37,22 +37,14 @@ class WgmmaKernel:
     """What one block of threads computes."""
 
     def __init__(
-        self,
-        shape: CudaGemmShape,
-        tile: WgmmaTile,
-        args: Arguments,
-        place: Place,
-        shared_bytes: int = 0,
-        copied: int = 0,
+        self, shape: CudaGemmShape, tile: WgmmaTile, args: Arguments, place: Place
     ) -> None:
-        """`shared_bytes` and `copied` slices are those of the block, if not the tile's."""
         self.shape, self.tile, self.args, self.place = shape, tile, args, place
         self.slices = -(-shape.depth // tile.block_depth)
-        self.copied = copied or self.slices
-        self.ahead = self.copied if tile.stages == self.copied else tile.stages - 2
+        self.ahead = self.slices if tile.stages == self.slices else tile.stages - 2
         self.row_blocks = tile.block_rows // tile.row_warpgroups // _ROWS
         self.columns = tile.block_columns // tile.column_warpgroups
-        shared = cuda.shared_memory(shared_bytes or tile.shared_bytes)
+        shared = cuda.shared_memory(tile.shared_bytes)
         address = cuda.shared_address(cuda.pointer(shared, 0))
         above = address + (WGMMA_ALIGNMENT - 1)
         self.shared = T.Bind(above // WGMMA_ALIGNMENT * WGMMA_ALIGNMENT)
@@ -65,37 +57,23 @@ class WgmmaKernel:
         """Emit the whole of it: load ahead, multiply, write."""
         tile, place, shape = self.tile, self.place, self.shape
         self.x = RowCopies(self.args.x, shape.rows, shape.depth, tile.block_rows, tile.block_depth)
+        channels = int(self.args.weight.shape[0]) // shape.depth
+        self.weight = RowCopies(
+            self.args.weight, channels, shape.depth, tile.block_columns, tile.block_depth
+        )
         self.x.plan(place.thread, tile.threads, place.row)
-        self._plan_loads_of_weight()
-        self._clear()
-        self._load_ahead()
+        offset = tile.block_rows * tile.block_depth
+        self.weight.plan(place.thread, tile.threads, place.column, offset)
+        for index in range(int(self.acc.shape[0])):
+            T.buffer_store(self.acc, int32(0), [index])
+        for i in range(self.ahead):
+            self._copies(int32(i))
+            T.evaluate(cuda.cp_async_commit())
         if self.slices == 1:
             self._slice(int32(0))
         else:
             with T.serial(0, self.slices) as i:
                 self._slice(i)
-        self._write(int32(0))
-
-    def _plan_loads_of_weight(self) -> None:
-        tile, place, depth = self.tile, self.place, self.shape.depth
-        channels = int(self.args.weight.shape[0]) // depth
-        self.weight = RowCopies(
-            self.args.weight, channels, depth, tile.block_columns, tile.block_depth
-        )
-        self.weight.plan(place.thread, tile.threads, place.column, tile.weight_offset)
-
-    def _clear(self) -> None:
-        for index in range(int(self.acc.shape[0])):
-            T.buffer_store(self.acc, int32(0), [index])
-
-    def _load_ahead(self) -> None:
-        for i in range(self.ahead):
-            self._copies(int32(i))
-            T.evaluate(cuda.cp_async_commit())
-
-    def _write(self, columns: Expr) -> None:
-        """Wait for the results and write them, so many columns behind the block's first one."""
-        tile, place, shape = self.tile, self.place, self.shape
         T.evaluate(cuda.wgmma_results(self.acc))
         lane, warp = place.thread % 32, place.thread // 32 % 4
         write_accumulators(
@@ -105,7 +83,7 @@ class WgmmaKernel:
             LanePlace(
                 row=place.row + self.row + warp * 16 + lane // 4,
                 offsets=[_ROWS * m + 8 * half for m in range(self.row_blocks) for half in (0, 1)],
-                column=place.column + columns + self.column + lane % 4 * 8,
+                column=place.column + self.column + lane % 4 * 8,
                 groups=self.columns // 32,
             ),
             tile,
@@ -126,26 +104,21 @@ class WgmmaKernel:
         T.evaluate(cuda.async_proxy_fence())
         # All threads' copies are there, and the multiplication before the last one has ended.
         cuda.synchronize()
-        slot = T.Bind(self._slot(i))
-        self._multiply(self._x_of(i, slot), slot)
-        if self.copied > self.ahead:
-            with T.If(i + self.ahead < self.copied):
+        self._multiply(T.Bind(self._slot(i)))
+        if self.slices > self.ahead:
+            with T.If(i + self.ahead < self.slices):
                 with T.Then():
                     self._copies(i + self.ahead)
         T.evaluate(cuda.cp_async_commit())
         T.evaluate(cuda.wgmma_wait_1())
 
-    def _x_of(self, _slice: Expr, slot: Expr) -> Expr:
-        """Address of a slice of x."""
-        return slot
-
-    def _multiply(self, x: Expr, slot: Expr) -> None:
-        """Start to multiply a slice of x by one of the weight, at addresses."""
-        depth = self.tile.block_depth
-        b_offset = self.tile.weight_offset + self.column * depth
+    def _multiply(self, slot: Expr) -> None:
+        tile, depth = self.tile, self.tile.block_depth
+        a_offset = self.row * depth
+        b_offset = tile.block_rows * depth + self.column * depth
         a, b = (
-            T.Bind(cuda.wgmma_descriptor(base + offset.astype("uint32"), depth))
-            for base, offset in ((x, self.row * depth), (slot, b_offset))
+            T.Bind(cuda.wgmma_descriptor(slot + offset.astype("uint32"), depth))
+            for offset in (a_offset, b_offset)
         )
         T.evaluate(cuda.wgmma_fence())
         for step in range(min(depth, self.shape.depth) // _STEP):

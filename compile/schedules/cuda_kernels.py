@@ -82,7 +82,7 @@ _FAMILIES = {
     cuda_norm_gemm.OP: _Family(
         shape_of=cuda_norm_gemm.shape_of,
         space=cuda_norm_gemm_space,
-        tile_type=lambda shape: cuda_norm_gemm_space.TILES[shape.layout],
+        tile_type=lambda _shape: cuda_norm_gemm_space.NormGemmTile,
         write=cuda_norm_gemm.kernel,
     ),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TypeAlias
 
 from intswin.compile.schedules import cuda_gemm_space
 from intswin.compile.schedules.cuda_gemm_model import cycles
@@ -13,12 +12,9 @@ from intswin.compile.schedules.cuda_gemm_space import BLOCK_DEPTHS
 from intswin.compile.schedules.cuda_gemm_tiles import (
     FIRST_WITH_ASYNC_COPIES,
     GPUS,
-    WGMMA_ALIGNMENT,
     CudaGemmShape,
     MmaTile,
-    WgmmaTile,
 )
-from intswin.compile.schedules.cuda_wgmma_functions import ROW_BYTES
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 # As in cuda_gemm_space.py.
@@ -35,7 +31,6 @@ class NormGemmShape:
 
     Attributes:
         arch: 75, 80, 89 or 90.
-        layout: of the packed weight, "wgmma" or "mma": which kernel.
         batch: images.
         in_rows: rows of an input image.
         rows: rows of an output image.
@@ -49,7 +44,6 @@ class NormGemmShape:
     """
 
     arch: int
-    layout: str
     batch: int
     in_rows: int
     rows: int
@@ -85,7 +79,7 @@ class NormGemmShape:
         """The GEMM."""
         return CudaGemmShape(
             arch=self.arch,
-            layout=self.layout,
+            layout="mma",
             rows=self.batch * self.rows,
             columns=self.columns,
             depth=self.depth,
@@ -102,38 +96,14 @@ class NormGemmTile(MmaTile):
 
     Attributes:
         lanes: of a warp that normalise a row together, a power of two.
-        turns: tiles of columns that a block has, one after another.
     """
 
     lanes: int
-    turns: int
 
     @property
     def weight_offset(self) -> int:
         """Slices hold nothing else."""
         return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class NormWgmmaTile(WgmmaTile):
-    """The same for wgmma.
-
-    Attributes:
-        lanes: of a warp that normalise a row together, a power of two.
-        turns: tiles of columns that a block has, one after another.
-    """
-
-    lanes: int
-    turns: int
-
-    @property
-    def weight_offset(self) -> int:
-        """Slices hold nothing else."""
-        return 0
-
-
-Tile: TypeAlias = NormGemmTile | NormWgmmaTile
-TILES: dict[str, type[Tile]] = {"mma": NormGemmTile, "wgmma": NormWgmmaTile}
 
 
 def candidates(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> dict[int, int]:
@@ -146,100 +116,62 @@ def candidates(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> dic
     """
     gemm = functools.partial(cuda_gemm_space.candidates, shape.gemm, field, made)
     rows, columns = made.get("block_rows", 0), made.get("block_columns", 0)
-    limit = _most_shared_bytes(shape)
-    left = limit - rows * shape.depth  # for the slices
-    depths = ROW_BYTES if shape.layout == "wgmma" else BLOCK_DEPTHS
-    least = _least_stages(shape)
+    limit = GPUS[shape.arch].shared_bytes
+    left = limit - rows * shape.depth  # for the slices, of which two have to fit if there are two
     if field == "block_rows":
-        values = [b for b in gemm() if least * 32 * depths[0] <= limit - b * shape.depth]
+        values = [b for b in gemm() if 2 * 32 * 32 <= limit - b * shape.depth]
     elif field == "block_columns":
-        values = [b for b in gemm() if least * b * depths[0] <= left]
+        values = [b for b in gemm() if 2 * b * 32 <= left]
     elif field == "block_depth":
         values = [
             b
-            for b in depths
-            if shape.depth % b == 0 and min(least, shape.depth // b) * columns * b <= left
+            for b in BLOCK_DEPTHS
+            if shape.depth % b == 0 and min(2, shape.depth // b) * columns * b <= left
         ]
     elif field == "stages":
         values = _stages(shape, made, left)
     elif field == "lanes":
         values = _lanes(shape, made)
-    elif field == "turns":
-        values = _turns(shape, made, made["stages"])
     else:
         values = list(gemm())
     return dict.fromkeys(values, 1)
 
 
-def default_tile(shape: NormGemmShape) -> Tile:
+def default_tile(shape: NormGemmShape) -> NormGemmTile:
     """The tile that is used when no record says better: the fastest of some by a rough model."""
     return min(_defaults(shape), key=lambda tile: _cycles(shape, tile))
 
 
-def shared_bytes(shape: NormGemmShape, tile: Tile) -> int:
+def shared_bytes(shape: NormGemmShape, tile: NormGemmTile) -> int:
     """Shared memory of a block: the slices and all of x; later the sums."""
-    x = tile.block_rows * shape.depth
-    if isinstance(tile, NormWgmmaTile):
-        return tile.shared_bytes + x
-    return max(tile.stages * tile.stage_bytes + x, tile.sum_bytes)
-
-
-def _most_shared_bytes(shape: NormGemmShape) -> int:
-    alignment = WGMMA_ALIGNMENT if shape.layout == "wgmma" else 0
-    return GPUS[shape.arch].shared_bytes - alignment
+    slices_and_x = tile.stages * tile.stage_bytes + tile.block_rows * shape.depth
+    return max(slices_and_x, tile.sum_bytes)
 
 
 def _stages(shape: NormGemmShape, made: Mapping[str, int], left: int) -> list[int]:
+    slices, size = shape.depth // made["block_depth"], made["block_columns"] * made["block_depth"]
     # A copy that is not asynchronous is done before the multiplication, however far ahead.
-    most = 6 if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2
-    size = made["block_columns"] * made["block_depth"]
-    return [s for s in range(1, most + 1) if s * size <= left and _turns(shape, made, s)]
-
-
-def _turns(shape: NormGemmShape, made: Mapping[str, int], stages: int) -> list[int]:
-    """Numbers of tiles, whole shares of all of them, for which there are slices enough."""
-    slices = shape.depth // made["block_depth"]
-    whole = shape.columns % made["block_columns"] == 0 and made.get("depth_warps", 1) == 1
-    tiles = shape.columns // made["block_columns"] if whole else 1
-    least = _least_stages(shape)
-    return [
-        turns
-        for turns in range(1, tiles + 1)
-        if tiles % turns == 0 and (stages == turns * slices or least <= stages < turns * slices)
-    ]
-
-
-def _least_stages(shape: NormGemmShape) -> int:
-    """Slots, if slices share them: one is filled while another is multiplied, by wgmma two."""
-    return 3 if shape.layout == "wgmma" else 2
+    most = slices if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2
+    return [s for s in (2, 3, 4, 5, 6) if s <= most and s * size <= left] if slices > 1 else [1]
 
 
 def _lanes(shape: NormGemmShape, made: Mapping[str, int]) -> list[int]:
     """Numbers with which all threads have a row, no lane is idle, and registers are enough."""
     rows, vectors = made["block_rows"], shape.depth // _VECTOR
-    threads = _threads(shape, made)
+    threads = 32 * made["row_warps"] * made["column_warps"] * made["depth_warps"]
     fitting = [
         n for n in (1, 2, 4, 8, 16) if n * rows >= threads and n <= vectors <= n * _MOST_VECTORS
     ]
     return [*fitting, 32]
 
 
-def _threads(shape: NormGemmShape, made: Mapping[str, int]) -> int:
-    if shape.layout == "wgmma":
-        return 128 * made["row_warpgroups"] * made["column_warpgroups"]
-    return 32 * made["row_warps"] * made["column_warps"] * made["depth_warps"]
-
-
-def _defaults(shape: NormGemmShape) -> list[Tile]:
-    """For mma, blocks of warps that have 32 to 64 rows and columns each; for wgmma, all tiles."""
-    tile_type = TILES[shape.layout]
-    made: list[dict[str, int]] = [{}]
-    if shape.layout == "mma":
-        names = ("block_rows", "block_columns", "row_warps", "column_warps")
-        made = [dict(zip(names, block, strict=True)) for block in cuda_gemm_space.MMA_BLOCKS]
-    for field in (field.name for field in dataclasses.fields(tile_type)):
+def _defaults(shape: NormGemmShape) -> list[NormGemmTile]:
+    """Blocks of warps that have 32 to 64 rows and columns each, with all that goes with them."""
+    names = ("block_rows", "block_columns", "row_warps", "column_warps")
+    made = [dict(zip(names, block, strict=True)) for block in cuda_gemm_space.MMA_BLOCKS]
+    for field in (field.name for field in dataclasses.fields(NormGemmTile)):
         made = [{**one, field: value} for one in made for value in _tried(shape, field, one)]
-    return [tile_type(**one) for one in made]
+    return [NormGemmTile(**one) for one in made]
 
 
 def _tried(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> list[int]:
@@ -253,6 +185,6 @@ def _tried(shape: NormGemmShape, field: str, made: Mapping[str, int]) -> list[in
     return values[:1] if field == "lanes" else values
 
 
-def _cycles(shape: NormGemmShape, tile: Tile) -> float:
+def _cycles(shape: NormGemmShape, tile: NormGemmTile) -> float:
     normalising = tile.block_rows * (_INSTRUCTIONS * shape.depth + _ROW_INSTRUCTIONS * tile.lanes)
-    return cycles(shape.gemm, tile, shared_bytes(shape, tile), tile.turns, normalising)
+    return cycles(shape.gemm, tile, shared_bytes(shape, tile), normalising)

@@ -16,7 +16,7 @@ from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
-from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile, NormWgmmaTile
+from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 
@@ -34,7 +34,7 @@ class NormalisedRows:
     def __init__(
         self,
         shape: LayerNormShape,
-        tile: NormGemmTile | NormWgmmaTile,
+        tile: NormGemmTile,
         args: Mapping[str, Buffer],
         place: Place,
         address: Expr,

@@ -25,25 +25,14 @@ from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile, MmaTile, WgmmaTile
 from intswin.compile.schedules.cuda_kernels import Space
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
-from intswin.compile.schedules.cuda_norm_gemm_space import (
-    NormGemmShape,
-    NormGemmTile,
-    NormWgmmaTile,
-)
+from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
 Shape: TypeAlias = GemmShape | CudaGemmShape | NormGemmShape | AttentionShape | LayerNormShape
 Tile: TypeAlias = (
-    GemmTile
-    | MmaTile
-    | WgmmaTile
-    | Dp4aTile
-    | NormGemmTile
-    | NormWgmmaTile
-    | MmaAttentionTile
-    | LayerNormTile
+    GemmTile | MmaTile | WgmmaTile | Dp4aTile | NormGemmTile | MmaAttentionTile | LayerNormTile
 )
 
 _SPACES: dict[type, Space] = {
@@ -55,6 +44,7 @@ _SPACES: dict[type, Space] = {
 }
 _TILES: dict[type, type[Tile]] = {
     GemmShape: GemmTile,
+    NormGemmShape: NormGemmTile,
     AttentionShape: MmaAttentionTile,
     LayerNormShape: LayerNormTile,
 }
@@ -90,8 +80,7 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     """
     kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, NormWgmmaTile]
-        kinds += [MmaAttentionTile, LayerNormTile]
+        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
             return kind(*values)
@@ -116,7 +105,7 @@ def matrix(shape: Shape) -> tuple:
     if isinstance(shape, CudaGemmShape):
         return shape.layout, shape.columns, shape.depth
     if isinstance(shape, NormGemmShape):
-        return shape.layout, "layer_norm", shape.columns, shape.depth
+        return "norm_linear", shape.columns, shape.depth
     if isinstance(shape, GemmShape):
         return shape.blocks, shape.depth
     if isinstance(shape, AttentionShape):
@@ -150,6 +139,4 @@ def finished(schedule: s_tir.Schedule, target: Target) -> tvm.IRModule:
 def _tile_type(shape: Shape) -> type[Tile]:
     if isinstance(shape, CudaGemmShape):
         return cuda_gemm_tiles.TILES[shape.layout]
-    if isinstance(shape, NormGemmShape):
-        return cuda_norm_gemm_space.TILES[shape.layout]
     return _TILES[type(shape)]

@@ -9,14 +9,11 @@ import tvm
 from tvm import s_tir, tirx
 
 from cuda_emulator import emulate
-from intswin.compile.operators import cuda_linear
 from intswin.compile.schedules import cuda_kernels
 from intswin.compile.schedules.cuda_gemm_tiles import GPUS
 from intswin.compile.schedules.cuda_norm_gemm_space import (
-    TILES,
     NormGemmShape,
     NormGemmTile,
-    NormWgmmaTile,
     candidates,
     default_tile,
     shared_bytes,
@@ -45,39 +42,27 @@ def _described(case, batch, target):
             (
                 "cuda-h100",
                 [
-                    # rows, channels, columns, group: rows are masked, one slice, one tile
-                    (49, 96, 96, 1, NormGemmTile(64, 96, 96, 2, 3, 1, 1, 4, 1)),
-                    # slices of several tiles in one sequence, slots filled again
-                    (70, 192, 128, 1, NormGemmTile(32, 32, 64, 2, 1, 1, 3, 8, 4)),
+                    # rows, channels, columns, group: rows are masked, one slice
+                    (49, 96, 96, 1, NormGemmTile(64, 96, 96, 2, 3, 1, 1, 4)),
+                    # slots are filled again
+                    (70, 256, 64, 1, NormGemmTile(32, 32, 64, 2, 1, 1, 3, 8)),
                     # depth shared by four warps, columns cut, patch merging
-                    (20, 96, 40, 4, NormGemmTile(16, 32, 128, 1, 1, 4, 3, 16, 1)),
-                    # a tile a slice; more rows at once than the block has are none
-                    (33, 64, 96, 1, NormGemmTile(32, 32, 64, 2, 1, 1, 2, 8, 3)),
+                    (20, 96, 40, 4, NormGemmTile(16, 32, 128, 1, 1, 4, 3, 16)),
+                    # more lanes than the block's rows need
+                    (33, 64, 96, 1, NormGemmTile(32, 32, 64, 2, 1, 1, 1, 8)),
                     # rows in passes, the last one not full
-                    (50, 32, 64, 1, NormGemmTile(64, 64, 32, 1, 1, 1, 1, 1, 1)),
-                    (30, 256, 96, 1, NormGemmTile(16, 96, 32, 1, 3, 1, 4, 32, 1)),
+                    (50, 32, 64, 1, NormGemmTile(64, 64, 32, 1, 1, 1, 1, 1)),
+                    (30, 256, 96, 1, NormGemmTile(16, 96, 32, 1, 3, 1, 4, 32)),
                 ],
             ),
-            (
-                "wgmma",
-                [
-                    (70, 192, 40, 1, NormWgmmaTile(64, 64, 64, 1, 1, 3, 4, 1)),
-                    (130, 128, 128, 1, NormWgmmaTile(128, 32, 64, 1, 1, 3, 2, 4)),
-                    (100, 64, 192, 4, NormWgmmaTile(128, 64, 128, 2, 1, 4, 8, 3)),
-                    (40, 64, 96, 1, NormWgmmaTile(64, 32, 64, 1, 1, 3, 8, 3)),
-                ],
-            ),
-            ("cuda-t4", [(49, 96, 96, 1, NormGemmTile(32, 96, 32, 2, 1, 1, 2, 2, 1))]),
+            ("cuda-t4", [(49, 96, 96, 1, NormGemmTile(32, 96, 32, 2, 1, 1, 2, 2))]),
         )
         for both in zip(problems, _EPILOGUES, strict=False)
     ],
     ids=str,
 )
 @pytest.mark.parametrize("extreme", [False, True])
-def test_tiles(target_name, problem, epilogue, extreme, monkeypatch):
-    if target_name == "wgmma":
-        monkeypatch.setattr(cuda_linear, "weight_layout", lambda *_: "wgmma")
-        target_name = "cuda-h100"
+def test_tiles(target_name, problem, epilogue, extreme):
     rows, channels, columns, group, tile = problem
     rng = np.random.default_rng(rows)
     target, batch = get_target(target_name), 2 if rows < 40 else 1
@@ -96,13 +81,12 @@ def test_tiles(target_name, problem, epilogue, extreme, monkeypatch):
     np.testing.assert_array_equal(actual, expected)
 
 
-def _random_shape(rng, arch, layout):
+def _random_shape(rng, arch):
     gather = rng.choice([1, 4])
-    depth = rng.choice([256, 384, 2048] if layout == "wgmma" else [32, 96, 224, 768, 1536, 2048])
+    depth = rng.choice([32, 96, 224, 768, 1536, 2048])
     rows = rng.choice([1, 49, 784])
     return NormGemmShape(
         arch=arch,
-        layout=layout,
         batch=rng.choice([1, 128]),
         in_rows=rows * gather,
         rows=rows,
@@ -116,29 +100,23 @@ def _random_shape(rng, arch, layout):
     )
 
 
-@pytest.mark.parametrize(
-    ("arch", "layout"), [(75, "mma"), (80, "mma"), (89, "mma"), (90, "mma"), (90, "wgmma")]
-)
-def test_every_draw_is_a_tile(arch, layout):
+@pytest.mark.parametrize("arch", [75, 80, 89, 90])
+def test_every_draw_is_a_tile(arch):
     rng = random.Random(arch)
     for _ in range(40):
-        shape = _random_shape(rng, arch, layout)
+        shape = _random_shape(rng, arch)
         default = default_tile(shape)
         made, of_default = {}, {}
-        for field in TILES[layout].__dataclass_fields__:
+        for field in NormGemmTile.__dataclass_fields__:
             made[field] = rng.choice(list(candidates(shape, field, made)))
             assert getattr(default, field) in candidates(shape, field, of_default)
             of_default[field] = getattr(default, field)
-        tile = TILES[layout](**made)
+        tile = NormGemmTile(**made)
         assert 32 <= tile.threads <= 512
         assert shared_bytes(shape, tile) <= GPUS[arch].shared_bytes
         assert shape.depth % tile.block_depth == 0
-        slices = tile.turns * (shape.depth // tile.block_depth)
-        least = 3 if layout == "wgmma" else 2
-        assert tile.stages == slices or least <= tile.stages < slices
-        if tile.turns > 1:
-            assert shape.columns % (tile.turns * tile.block_columns) == 0
-            assert made.get("depth_warps", 1) == 1
+        slices = shape.depth // tile.block_depth
+        assert tile.stages == slices == 1 or 2 <= tile.stages <= slices
         if tile.lanes < 32:  # all threads normalise, and none has more than 16 vectors
             assert tile.lanes * tile.block_rows >= tile.threads
             assert shape.depth <= 8 * 16 * tile.lanes
@@ -150,6 +128,6 @@ def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     case, *_ = random_norm_linear(np.random.default_rng(4), 49, 96, 96)
     func, _ = _described(case, 1, target)
-    with pytest.raises(ValueError, match="turns=2 is not one of"):
-        tile = NormGemmTile(64, 96, 96, 2, 3, 1, 1, 4, 2)
+    with pytest.raises(ValueError, match="lanes=16 is not one of"):
+        tile = NormGemmTile(64, 96, 96, 2, 3, 1, 1, 16)
         cuda_kernels.schedule(s_tir.Schedule(func), target, tile)

@@ -42,7 +42,6 @@ FORMS = {
 ATTENTION = graphs.random_attention(RNG, 4, 20, 2, 32, patterns=2)
 LAYER_NORM = graphs.random_layer_norm(RNG, 49, 96)
 NORM_LINEAR, *_ = random_norm_linear(RNG, 49, 64, 128, zero_point=0)
-NORM_WGMMA, *_ = random_norm_linear(RNG, 784, 256, 64)
 OTHERS = {
     "attention": ATTENTION,
     "no bias": graphs.random_attention(RNG, 1, 5, 1, 16, patterns=0),
@@ -202,7 +201,7 @@ def test_what_a_task_is_called_and_has_to_do(case, description, operations):
     ("case", "target", "tile", "in_code"),
     [
         (LAYER_NORM, V100, LayerNormTile(lanes=32, warps=1), True),
-        (NORM_LINEAR, H100, NormGemmTile(16, 32, 32, 1, 1, 1, 3, 32, 2), False),
+        (NORM_LINEAR, H100, NormGemmTile(16, 32, 32, 1, 1, 1, 2, 32), False),
     ],
     ids=["layer_norm", "norm_linear"],
 )
@@ -255,7 +254,7 @@ def test_one_wrong_number_is_found():
 
 
 @pytest.mark.parametrize(
-    "case", [CASE, ATTENTION, LAYER_NORM, NORM_LINEAR, NORM_WGMMA], ids=lambda case: case.node.op
+    "case", [CASE, ATTENTION, LAYER_NORM, NORM_LINEAR], ids=lambda case: case.node.op
 )
 def test_proposals_are_of_the_space(case):
     (task,) = extract_tasks([(emit_operator(case, 2, H100), 2)], H100)
