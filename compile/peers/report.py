@@ -84,6 +84,9 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 def conclusions(result: dict[str, Any]) -> Iterator[str]:
     """One line a batch: ours against the fastest peer, ReLU against i-GELU, share of the peak."""
     for part in result["batches"]:
+        if part["ratio_to"] is None:
+            yield f"batch {part['batch']}: nothing was measured"
+            continue
         line = []
         if "fastest_peer" in part:
             label = part["competitors"][part["fastest_peer"]]["label"]
@@ -94,7 +97,8 @@ def conclusions(result: dict[str, Any]) -> Iterator[str]:
             line.append(f"unfused {part['unfused_igelu_to_relu']:.2f}x")
         if "peak_share" in part:
             line.append(f"{100 * part['peak_share']:.0f} % of the peak end to end")
-        yield f"batch {part['batch']}, against {part['ratio_to']}: " + "; ".join(line)
+        if line:
+            yield f"batch {part['batch']}, against {part['ratio_to']}: " + "; ".join(line)
 
 
 def write(result: dict[str, Any], path: Path) -> list[Path]:

@@ -161,15 +161,6 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
       :: "r"(address), "r"(r[0]), "r"(r[1]) : "memory");
 """,
     ),
-    "intswin_load_shared_4": (
-        "int",
-        "unsigned int address",
-        """
-  int r;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(r) : "r"(address) : "memory");
-  return r;
-""",
-    ),
     "intswin_store_shared_4": (
         "void",
         "unsigned int address, int r",

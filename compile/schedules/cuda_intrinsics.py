@@ -154,11 +154,6 @@ def store_shared_8(address: Expr, registers: Expr) -> Expr:
     return _call("intswin_store_shared_8", address, registers)
 
 
-def load_shared_4(address: Expr) -> Expr:
-    """The int32 at an address in shared memory."""
-    return _call("intswin_load_shared_4", address, dtype="int32")
-
-
 def store_shared_4(address: Expr, value: Expr) -> Expr:
     """Store an int32 to shared memory."""
     return _call("intswin_store_shared_4", address, value)

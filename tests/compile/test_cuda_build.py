@@ -161,7 +161,7 @@ def test_error_in_a_device_function(name):
 
 
 def test_device_functions_are_the_known_ones():
-    name = "intswin_load_shared_4"
+    name = "intswin_leading_zeros"
     source = cuda_device_functions.source_of(name)
     report = verify_integer_only(kernel_calling(name, source))
     assert report.device_functions == {name: 1}

@@ -154,6 +154,7 @@ def test_nobody_left_is_a_report_too(tmp_path):
     part = report.batch_result(race_of(tmp_path, fake("wrong")), 2)
     result = {"network": "n", "threads": 1, "cpu": "", "batches": [part]}
     assert part["ratio_to"] is None
+    assert list(report.conclusions(result)) == ["batch 2: nothing was measured"]
     assert [path.suffix for path in report.write(result, tmp_path / "r.json")] == [".json"]
     assert len(list(report.tables(result))) == 1
 
