@@ -26,10 +26,10 @@ test-slow: .venv/dev
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 
-lint: .venv/dev
+lint: .venv/dev .venv/typed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy compile models
+	MYPYPATH=.venv/typed $(BIN)/mypy -p intswin
 
 clean:
 	rm -rf .venv out
@@ -37,6 +37,12 @@ clean:
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("intswin needs Python 3.10 or newer, PYTHON=... chooses it") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv .venv
+
+# mypy does not see through an editable installation: links show it the package's layout.
+.venv/typed: | .venv/bin/python
+	mkdir -p $@/intswin
+	ln -sfn ../../../compile $@/intswin/compile
+	ln -sfn ../../../models $@/intswin/models
 
 # Editable, so that a change of the code needs no second installation.
 .venv/compile: .venv/bin/python pyproject.toml

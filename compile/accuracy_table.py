@@ -86,7 +86,7 @@ def table(
         return run
 
     rows = [measured("float GELU", "float32", torch_runner(network.model))]
-    others = {
+    others: dict[str, Callable[..., torch.nn.Module]] = {
         "PTQ4ViT W8A8": partial(ptq4vit, candidates=50, rounds=2),  # 100 and 3 take minutes
         "FQ-ViT W8A8": fq_vit,
     }

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
             fields = CompileOptions(
                 network=options.network, activation=name, target=options.target, batch=options.batch
             )
-            compiled = compile_network(fields, lambda step, name=name: progress(f"{name}: {step}"))
+            compiled = compile_network(fields, partial(_step, progress, name))
             network = runtime.open_network(
                 compiled.library, compiled.metadata, cuda_graph=options.cuda_graph
             )
@@ -171,6 +172,10 @@ def _make_variants(options: BenchOptions, progress: Progress) -> list[Variant]:
             progress(f"{name}: building")
             variants[name] = makers[name](model.model, pixels, options)
     return [variants[name] for name in options.variants]
+
+
+def _step(progress: Callable[[str], None], name: str, step: str) -> None:
+    progress(f"{name}: {step}")
 
 
 def _integer_variant(name: str, network: Network) -> Variant:

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,12 +204,10 @@ def _networks(options: DistillOptions) -> tuple[nn.Module, nn.Module, bool]:
             f"{start} is already ReLU: nothing is left to replace; "
             "pass --qat to train it for integers"
         )
-    make = {"num_classes": options.num_classes}
-    teacher = create_model(options.network, checkpoint=checkpoint, **make)
+    make = partial(create_model, options.network, num_classes=options.num_classes)
+    teacher = make(checkpoint=checkpoint)
     dropped = bool(card.get("drop_fc1_bias")) if has_relu else False
-    student = create_model(
-        options.network, activation="relu" if has_relu else "gelu", drop_fc1_bias=dropped, **make
-    )
+    student = make(activation="relu" if has_relu else "gelu", drop_fc1_bias=dropped)
     try:
         load_checkpoint(student, start)
     except IntswinError as error:

@@ -155,8 +155,9 @@ def roofline(title: str, rows: list[OperatorTime], peak: CpuPeak) -> bytes:
         axes.set_title(title, fontsize=10)
         legend = axes.legend(loc="lower right", frameon=False, fontsize=9)
         for handle in legend.legend_handles:
-            if hasattr(handle, "set_sizes"):
-                handle.set_sizes([40])
+            set_sizes = getattr(handle, "set_sizes", None)
+            if set_sizes is not None:
+                set_sizes([40])
         axes.grid(which="major", color=OTHERS, linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
     return png.getvalue()

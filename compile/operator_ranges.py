@@ -204,10 +204,10 @@ def layer_norm(check: Check, x: Interval) -> Interval:
     check.record("N' * r + 2^14", lo, hi)
     lo, hi = lo >> 15, hi >> 15
     check.record("Z", lo, hi)
-    lo, hi = np.minimum(gamma * lo, gamma * hi), np.maximum(gamma * lo, gamma * hi)
-    check.record("Z * gamma", lo, hi)
-    check.record("Z * gamma + beta", lo + beta, hi + beta)
-    return _clamp((lo + beta) >> shift, (hi + beta) >> shift, _DTYPES[out])
+    lows, highs = np.minimum(gamma * lo, gamma * hi), np.maximum(gamma * lo, gamma * hi)
+    check.record("Z * gamma", lows, highs)
+    check.record("Z * gamma + beta", lows + beta, highs + beta)
+    return _clamp((lows + beta) >> shift, (highs + beta) >> shift, _DTYPES[out])
 
 
 def attention(check: Check, x: Interval) -> Interval:

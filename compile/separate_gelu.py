@@ -148,7 +148,8 @@ def _emit_on_cuda(
         scale = 2.0 ** -int(act_params[0])
         zero_point = int(node.attrs["zero_point"])
         arrays = [np.array([scale, 1 / node.out.scale, zero_point], np.float32).view(np.int32)]
-    shape = (batch, *node.out.shape)
+    rows, channels = node.out.shape
+    shape = (batch, rows, channels)
     gvar = bb.add_func(separate_gelu_kernel(shape, kind, frac), _OP)
     constants = [relax.const(array, str(array.dtype)) for array in arrays]
     out = relax.TensorType(shape, node.out.dtype)

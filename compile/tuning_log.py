@@ -339,7 +339,8 @@ def _small_linear(
     rows, channels = 5, 3  # padded in every direction
     spec = TensorSpec((rows, channels), "int16", 1.0)
     vector = np.zeros(channels, np.int32)
-    tensors = {"weight": np.zeros((channels, depth), np.int8), "bias": vector}
+    weight = np.zeros((channels, depth), np.int8)
+    tensors: dict[str, np.ndarray] = {"weight": weight, "bias": vector}
     tensors |= {"pre": vector, "mult": vector, "act_params": np.zeros(6, np.int32)}
     attrs: dict[str, int | str] = {"out": out, "activation": activation, "frac": 7, "zero_point": 0}
     node = Node("linear", "linear", [], tensors, attrs, spec)

@@ -93,6 +93,7 @@ class Distillation(TaughtLoss):
         self.student = SwinStages(student)
         self.label_weight, self.map_weight = label_weight, map_weight
         self.temperature = temperature
+        self.label_rows: Tensor
         self.register_buffer("label_rows", torch.tensor(label_rows), persistent=False)
         self.projections = nn.ModuleList(
             nn.Linear(own, taught)

@@ -11,6 +11,7 @@ Left out: the integer arithmetic inside LayerNorm, which has no scale to choose.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from intswin.models.quantization_points import (
     Point,
     PointedAttention,
     PointedLayer,
+    Quantizer,
     keep,
     stream_points,
     symmetric_weight,
@@ -54,26 +56,27 @@ def fq_vit(model: nn.Module, images: Tensor, attention_bits: int = 8) -> nn.Modu
     keep(plain + stream)
     with torch.no_grad():
         swin(images)
+    steps: dict[Point, float] = {}  # none where a range has one value
     for point in plain:
         scale, zero_point = min_max(point.values)
-        point.quantizer = lambda x, s=scale, z=zero_point: uniform(x, s, z, 0, 255)
+        steps[point] = float(scale)
+        point.quantizer = _uint8(scale, zero_point)
         point.kept = None
     for point in stream:
         scales, zero_point = power_of_two_factors(point.values)
-        point.quantizer = lambda x, s=scales, z=zero_point: uniform(x, s, z, 0, 255)
+        point.quantizer = _uint8(scales, zero_point)
         point.kept = None
     for module in swin.modules():
         if isinstance(module, PointedAttention):
-            # the scores' step is the integer exponential's unit; a range of one value has none
-            step = float(_step_of(module.scores))
-            module.softmax = lambda x, s=step: log_int_softmax(x, s, attention_bits)
+            # the scores' step is the integer exponential's unit
+            module.softmax = partial(
+                log_int_softmax, step=steps[module.scores], bits=attention_bits
+            )
     return swin
 
 
-def _step_of(point: Point) -> Tensor:
-    assert point.quantizer is not None
-    defaults = point.quantizer.__defaults__  # type: ignore[attr-defined]
-    return defaults[0]
+def _uint8(scale: Tensor, zero_point: Tensor) -> Quantizer:
+    return partial(uniform, scale=scale, zero_point=zero_point, low=0, high=255)
 
 
 def min_max(values: Tensor) -> tuple[Tensor, Tensor]:

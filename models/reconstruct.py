@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def reconstruct(
                 "student": student.state_dict(),
                 "errors": [(e.block, e.before, e.after) for e in errors],
             }
-            write_atomically(state_path, lambda temporary, s=state: torch.save(s, temporary))
+            write_atomically(state_path, partial(torch.save, state))
     return errors
 
 

@@ -71,7 +71,7 @@ def emit(
 
         return _written(h, int(x.shape[1]), channels, epilogue)
 
-    attrs = {"layout": layout, "out": out, "activation": activation}
+    attrs: dict[str, int | str] = {"layout": layout, "out": out, "activation": activation}
     return emit_compute(bb, "linear", compute, args, attrs)
 
 

@@ -216,7 +216,7 @@ class _Kernel:
         self.scalars.saturate(self.scores, places)
         for i, place in enumerate(places):
             bias = None
-            if self.args.pattern is not None:
+            if self.args.bias is not None:
                 at = self.bias + (first + quad * 4 + i) * self.padded
                 bias = self.args.bias[at].astype("int32") << int32(15)
             T.buffer_store(self.scores, self.scalars.score(self.scores[place], bias), [place])

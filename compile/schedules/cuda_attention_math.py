@@ -129,8 +129,8 @@ def transpose_bytes(words: Sequence[Expr]) -> list[Expr]:
     pairs = [T.Bind(cuda.permute_bytes(words[i], words[i + 1], 0x5140)) for i in (0, 2)]
     later = [T.Bind(cuda.permute_bytes(words[i], words[i + 1], 0x7362)) for i in (0, 2)]
     return [
-        signed(T.Bind(cuda.permute_bytes(*two, selector)))
-        for two in (pairs, later)
+        signed(T.Bind(cuda.permute_bytes(low, high, selector)))
+        for low, high in (pairs, later)
         for selector in (0x5410, 0x7632)
     ]
 

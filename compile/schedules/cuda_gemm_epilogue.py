@@ -13,6 +13,7 @@ The last saturation is that of the packing instruction.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -24,6 +25,12 @@ from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
 _SIZES = {"u8": 1, "s8": 1, "i16": 2, "i32": 4}
+_PACK: dict[str, Callable[..., Expr]] = {  # as many results as a word has
+    "u8": cuda.pack_u8,
+    "s8": cuda.pack_s8,
+    "i16": cuda.pack_s16,
+    "i32": lambda value: value,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +137,7 @@ class Epilogue:
         per_word = 4 // size
         for word in range(self._width // per_word):
             part = results[word * per_word : (word + 1) * per_word]
-            packed = {
-                "u8": cuda.pack_u8,
-                "s8": cuda.pack_s8,
-                "i16": cuda.pack_s16,
-                "i32": lambda value: value,
-            }[out](*part)
-            T.buffer_store(self._packed, packed, [word])
+            T.buffer_store(self._packed, _PACK[out](*part), [word])
         total = self._width * size
         for at in range(0, total, 16):
             target = cuda.pointer(self._args.y, row * shape.columns + column + at // size)

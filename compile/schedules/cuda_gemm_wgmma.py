@@ -124,10 +124,7 @@ class WgmmaKernel:
         for step in range(min(depth, self.shape.depth) // _STEP):
             for m in range(self.row_blocks):
                 acc = cuda.pointer(self.acc, m * self.columns // 2)
-                further = [m * _ROWS * depth + step * _STEP, step * _STEP]
-                at = [
-                    operand + T.uint64(distance // 16)
-                    for operand, distance in zip((a, b), further, strict=True)
-                ]
-                T.evaluate(cuda.wgmma_u8s8(acc, *at, self.columns))
+                step_of_a = a + T.uint64((m * _ROWS * depth + step * _STEP) // 16)
+                step_of_b = b + T.uint64(step * _STEP // 16)
+                T.evaluate(cuda.wgmma_u8s8(acc, step_of_a, step_of_b, self.columns))
         T.evaluate(cuda.wgmma_commit())

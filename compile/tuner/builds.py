@@ -77,7 +77,7 @@ class Builds:
             IntswinError: the folder cannot be written.
         """
         failed = isinstance(built, WorkerError)
-        data = str(built).encode() if failed else Path(built).read_bytes()
+        data = Path(built).read_bytes() if isinstance(built, str) else str(built).encode()
         values = "-".join(map(str, vars(tile).values()))
         stem = f"{task.key}_{values}"
         for path in [path for path in self._broken if path.name.startswith(f"{stem}_")]:
