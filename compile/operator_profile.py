@@ -56,7 +56,7 @@ def profile(graph: IntegerGraph, batch: int, runs: Sequence[KernelTimes]) -> lis
     """Join what the kernels took in some runs with what they had to do; most expensive first.
 
     Args:
-        graph: the one that the kernels were emitted from: for CUDA fuse_layer_norm.py's.
+        graph: the one that the kernels were emitted from: that of fuse_kernels.py.
         batch: images of a run.
         runs: names and seconds of the kernels, in their order.
 

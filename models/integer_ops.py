@@ -231,6 +231,16 @@ def probability(u: np.ndarray) -> np.ndarray:
     return p.astype(np.uint8)
 
 
+def _norm_attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
+    """3.9: `norm_linear` to q, k and v, and the `attention` that reads them."""
+    t = node.tensors
+    linear = {name: tensor for name, tensor in t.items() if name != "rows"}
+    qkv = _norm_linear(dataclasses.replace(node, tensors=linear), inputs, work)
+    names = {"rows": "rows", "score_params": "params", "score_bias": "bias", "pattern": "pattern"}
+    scores = {names[name]: tensor for name, tensor in t.items() if name in names}
+    return _attention(dataclasses.replace(node, tensors=scores), [qkv], work)
+
+
 def _mean_pool(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     """3.6: mean over rows."""
     bias, pre, mult = (int(v) for v in node.tensors["params"])
@@ -260,6 +270,7 @@ _OPERATORS: dict[str, Callable[[Node, list[np.ndarray], Work], np.ndarray]] = {
     "layer_norm": _layer_norm,
     "norm_linear": _norm_linear,
     "attention": _attention,
+    "norm_attention": _norm_attention,
     "mean_pool": _mean_pool,
     "gather_rows": _gather_rows,
     "add_constant": _add_constant,

@@ -1,4 +1,4 @@
-"""Fragments of the tensor core attention kernel, loaded from global memory in its orders.
+"""Fragments of the tensor core attention kernel, loaded in its orders.
 
 With lane = 4 g + t (the orders are explained in cuda_attention_mma.py):
 
@@ -10,7 +10,8 @@ With lane = 4 g + t (the orders are explained in cuda_attention_mma.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tvm import tirx
@@ -41,6 +42,25 @@ def arrange_bias(bias: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(lanes).reshape(*lanes.shape[:4], 32, 8)
 
 
+@dataclasses.dataclass(frozen=True)
+class Qkv:
+    """Where q, k and v of a warp's head and window lie, in global or in shared memory.
+
+    Attributes:
+        buffer: int8, flat.
+        width: elements of a row.
+        part: elements from a channel of q to that of k, and from k to v.
+        first: the first channel of q in a row.
+        row: the row of a token of the window.
+    """
+
+    buffer: Buffer
+    width: int
+    part: int
+    first: Expr
+    row: Callable[[Expr], Expr]
+
+
 class Fragments:
     """What a warp has of q, k, v and the bias of one head of one window."""
 
@@ -48,6 +68,7 @@ class Fragments:
         self,
         shape: AttentionShape,
         args: Arguments,
+        qkv: Qkv,
         lane: Expr,
         head: Expr,
         window: Expr,
@@ -55,16 +76,14 @@ class Fragments:
         kept: int,
     ) -> None:
         """Of `pairs` pairs of blocks of keys, with the bias of `kept` strips."""
-        self.shape, self.args, self.lane, self.head, self.window = shape, args, lane, head, window
+        self.shape, self.args, self.qkv, self.lane = shape, args, qkv, lane
         self.pairs = pairs
         self.steps = -(-shape.d // STEP)
-        self.width = 3 * shape.heads * shape.d
         self.g, self.t = T.Bind(lane // 4), T.Bind(lane % 4)
         # This lane's key of block 0, and the bytes of it that it loads.
         self.first_key = T.Bind(self.g // 2 * 4 + self.g % 2)
         self.channel = [T.Bind(self._clamped(8 * self.t, step, 8)) for step in range(self.steps)]
         self.v_channel = [T.Bind(self._clamped(4 * self.g, step, 4)) for step in range(self.steps)]
-        self.image_row: Expr = int32(0)  # of the image that is being worked on
         self.q = cuda.registers(4 * self.steps)
         self.k = cuda.registers(4 * pairs * self.steps)
         self.v = cuda.registers(-(-pairs // 2) * 8 * self.steps)
@@ -90,18 +109,15 @@ class Fragments:
         """First of `count` channels of this head, in 32 from 32 `step` on, that may be loaded."""
         last = min(self.shape.d - STEP * step, STEP) - count
         inside = channel if last == STEP - count else tirx.min(channel, int32(last))
-        return self.head * self.shape.d + inside + STEP * step
+        return inside + STEP * step
 
     def row(self, token: Expr, last: int | None) -> Expr:
-        """Give the row in the batch of a token; tokens behind `last` stand for it."""
-        if last is not None:
-            token = tirx.min(token, int32(last))
-        row = self.args.rows[self.window * self.shape.tokens + token]
-        return T.Bind(self.image_row + row)
+        """Give the row of a token; tokens behind `last` stand for it."""
+        return self.qkv.row(token if last is None else tirx.min(token, int32(last)))
 
     def _load(self, registers: Buffer, at: int, part: int, row: Expr, channel: Expr, size: int):  # noqa: ANN202
-        offset = row * self.width + part * self.shape.heads * self.shape.d + channel
-        source = cuda.pointer(self.args.qkv, offset)
+        offset = row * self.qkv.width + part * self.qkv.part + self.qkv.first + channel
+        source = cuda.pointer(self.qkv.buffer, offset)
         T.evaluate(cuda.load_global(cuda.pointer(registers, at), source, size))
 
     def load_queries(self, strip: Expr) -> None:

@@ -1,7 +1,7 @@
 """The attention kernel for int8 tensor cores (sm_75 and later): a warp does 16 queries at a time.
 
-Nothing goes through shared memory. A warp loads q, k and v from global memory into the fragments of
-mma.m16n8k32 (cuda_device_functions.py), and the scores it gets are, after the softmax, the
+Nothing goes through shared memory. A warp loads q, k and v into the fragments of mma.m16n8k32
+(cuda_device_functions.py), and the scores it gets are, after the softmax, the
 fragment of p that it multiplies by v: what would have to be exchanged between the lanes is avoided
 by the order in which keys and channels are taken, which a sum over them does not depend on. With
 lane = 4 g + t:
@@ -23,6 +23,7 @@ row is looked up, images behind the last one are not worked on.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from tvm import tirx
@@ -36,6 +37,7 @@ from intswin.compile.schedules.cuda_attention_fragments import (
     PAIR,
     STEP,
     Fragments,
+    Qkv,
     blocks_of,
     lanes_of,
 )
@@ -60,13 +62,36 @@ def emit_mma(shape: AttentionShape, tile: MmaAttentionTile, args: Arguments) -> 
     with T.launch_thread("blockIdx.x", -(-tasks // tile.warps)) as block:
         with T.launch_thread("threadIdx.x", 32 * tile.warps) as thread:
             task = T.Bind(block * tile.warps + tirx.truncdiv(thread, int32(32)))
-            kernel = _Kernel(shape, tile, args, T.Bind(tirx.truncmod(thread, int32(32))), task)
-            with _where(task < int32(tasks) if tasks % tile.warps else None):
+            lane = T.Bind(tirx.truncmod(thread, int32(32)))
+            place = _place(shape, tile, task)
+            first = T.Bind(place.head * shape.d)
+            channels = shape.heads * shape.d
+            kernel = AttentionWarp(shape, tile, args, lane, place)
+            kernel.read(Qkv(args.qkv, 3 * channels, channels, first, kernel.row))
+            with where(task < int32(tasks) if tasks % tile.warps else None):
                 kernel.emit()
 
 
-class _where:
-    """`with _where(condition)`: an if without an else; no condition, no if."""
+@dataclasses.dataclass(frozen=True)
+class WarpPlace:
+    """What a warp does."""
+
+    head: Expr
+    window: Expr
+    first_strip: Expr
+    first_image: Expr
+
+
+def _place(shape: AttentionShape, tile: MmaAttentionTile, task: Expr) -> WarpPlace:
+    groups = -(-strips_of(shape) // tile.strips)
+    rest, group = divided(task, groups)
+    rest, head = divided(rest, shape.heads)
+    image, window = divided(rest, shape.windows)
+    return WarpPlace(head, window, T.Bind(group * tile.strips), T.Bind(image * tile.images))
+
+
+class where:
+    """`with where(condition)`: an if without an else; no condition, no if."""
 
     def __init__(self, condition: Expr | None) -> None:
         self._frames = [] if condition is None else [T.If(condition), T.Then()]
@@ -80,26 +105,45 @@ class _where:
             frame.__exit__(*error)
 
 
-class _Kernel:
-    """One warp."""
+class AttentionWarp:
+    """One warp; `read` says where q, k and v are, then `emit` does the work.
+
+    Args:
+        shape: the problem.
+        tile: strips and images of the warp.
+        args: buffers; qkv is not used.
+        lane: number of this one.
+        place: head, window, and the first strip and image.
+    """
 
     def __init__(
-        self, shape: AttentionShape, tile: MmaAttentionTile, args: Arguments, lane: Expr, task: Expr
+        self,
+        shape: AttentionShape,
+        tile: MmaAttentionTile,
+        args: Arguments,
+        lane: Expr,
+        place: WarpPlace,
     ) -> None:
-        self.shape, self.tile, self.args, self.lane = shape, tile, args, lane
-        self.g, self.t = T.Bind(lane // 4), T.Bind(lane % 4)
-        groups = -(-strips_of(shape) // tile.strips)
-        rest, group = _divided(task, groups)
-        rest, self.head = _divided(rest, shape.heads)
-        image, self.window = _divided(rest, shape.windows)
-        self.first_strip = T.Bind(group * tile.strips)
-        self.first_image = T.Bind(image * tile.images)
+        self.shape, self.tile, self.args, self.lane, self.place = shape, tile, args, lane, place
+        self.t = T.Bind(lane % 4)
         self.short = shape.tokens <= SHORT
         keys = shape.tokens if shape.tokens <= _SINGLE_PASS else _CHUNK
-        kept = tile.strips if self.short else 1
+        self.kept = tile.strips if self.short else 1
         self.pairs = -(-keys // PAIR)
         self.steps = -(-shape.d // STEP)
-        self.f = Fragments(shape, args, lane, self.head, self.window, self.pairs, kept)
+        self.image_row: Expr = int32(0)  # of the image that is being worked on
+
+    def read(self, qkv: Qkv) -> None:
+        """Say where q, k and v are."""
+        head, window = self.place.head, self.place.window
+        self.f = Fragments(
+            self.shape, self.args, qkv, self.lane, head, window, self.pairs, self.kept
+        )
+
+    def row(self, token: Expr) -> Expr:
+        """Give the row in the batch of a token of the window."""
+        row = self.args.rows[self.place.window * self.shape.tokens + token]
+        return T.Bind(self.image_row + row)
 
     def emit(self) -> None:
         """All images and strips of the warp."""
@@ -115,17 +159,17 @@ class _Kernel:
             for i in range(self.tile.strips):
                 self.f.load_bias(self._strip(i), 0, self.shape.tokens, i)
         if self.tile.images == 1:
-            self._image(self.first_image)
+            self._image(self.place.first_image)
             return
         with T.serial(0, self.tile.images) as i:
-            image = T.Bind(self.first_image + i)
+            image = T.Bind(self.place.first_image + i)
             partial = self.shape.batch % self.tile.images
-            with _where(image < int32(self.shape.batch) if partial else None):
+            with where(image < int32(self.shape.batch) if partial else None):
                 self._image(image)
 
     def _image(self, image: Expr) -> None:
         shape = self.shape
-        self.f.image_row = T.Bind(image * shape.rows)
+        self.image_row = T.Bind(image * shape.rows)
         n = shape.tokens
         if self.short:
             self.f.load_keys(0, n)
@@ -134,7 +178,7 @@ class _Kernel:
         for i in range(self.tile.strips):
             strip = self._strip(i)
             partial = groups % self.tile.strips > 0 and i > 0
-            with _where(strip < int32(groups) if partial else None):
+            with where(strip < int32(groups) if partial else None):
                 self.f.load_queries(strip)
                 if n <= _SINGLE_PASS:
                     self._scores(strip, 0, n, i)
@@ -145,7 +189,7 @@ class _Kernel:
 
     def _strip(self, i: int) -> Expr:
         """Number of this warp's strip `i` in its window."""
-        return T.Bind(self.first_strip + i)
+        return T.Bind(self.place.first_strip + i)
 
     def _scores(self, strip: Expr, first: Expr | int, count: int, kept: int) -> None:
         """Scores T of a strip and the keys from `first` on, in the accumulators."""
@@ -189,7 +233,7 @@ class _Kernel:
         """Multiply the values by the probabilities of the scores in the accumulators."""
         self._clear_probabilities(count)
         for half in range(2):
-            with _where(self._second_half(strip) if half else None):
+            with where(self._second_half(strip) if half else None):
                 m = math.top(self._maximum_of_quad(self._maximum(half, count)))
                 self._probabilities(half, count, m)
         self._clear_sums()
@@ -285,11 +329,13 @@ class _Kernel:
         shape = self.shape
         packed = cuda.registers(2)
         for half in range(2):
-            with _where(self._second_half(strip) if half else None):
+            with where(self._second_half(strip) if half else None):
                 token = T.Bind(strip * STRIP + self.f.g + 8 * half)
                 row = math.Row(self.sums[2 * half])
                 there = token < int32(shape.tokens) if shape.tokens % STRIP else None
-                target = self.f.row(token, shape.tokens - 1 if there is not None else None)
+                target = self.row(
+                    token if there is None else tirx.min(token, int32(shape.tokens - 1))
+                )
                 for step in range(self.steps):
                     for i in range(2):
                         parts = [
@@ -300,13 +346,14 @@ class _Kernel:
                     conditions = [] if there is None else [there]
                     if shape.d - STEP * step < STEP:
                         conditions.append(self.f.t < int32(2))
-                    at = target * (shape.heads * shape.d) + self.f.channel[step]
+                    channel = self.place.head * shape.d + self.f.channel[step]
+                    at = target * (shape.heads * shape.d) + channel
                     y = cuda.pointer(self.args.y, at)
-                    with _where(tirx.all(*conditions) if conditions else None):
+                    with where(tirx.all(*conditions) if conditions else None):
                         T.evaluate(cuda.store_global(y, cuda.pointer(packed, 0), 8))
 
 
-def _divided(x: Expr, divisor: int) -> tuple[Expr, Expr]:
+def divided(x: Expr, divisor: int) -> tuple[Expr, Expr]:
     """Quotient and remainder of a number that is not negative."""
     if divisor == 1:
         return x, int32(0)

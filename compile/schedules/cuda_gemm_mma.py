@@ -29,7 +29,7 @@ from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile
 from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
-from intswin.compile.schedules.cuda_intrinsics import Expr
+from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
 _STEP = 32  # depth of an mma
 _GROUP = 32  # columns of a group of the packed weight
@@ -45,17 +45,18 @@ class MmaKernel:
         tile: MmaTile,
         args: Arguments,
         place: Place,
-        shared_bytes: int = 0,
+        memory: Buffer | None = None,
     ) -> None:
-        """`shared_bytes` are those of the block, if not the tile's."""
+        """`memory` is the block's shared memory, if not just the tile's."""
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
         self.steps = tile.block_depth // _STEP
         self.row_blocks = tile.warp_rows // 16
         self.groups = tile.warp_columns // _GROUP
-        shared = cuda.shared_memory(shared_bytes or tile.shared_bytes)
-        self.shared = T.Bind(cuda.shared_address(cuda.pointer(shared, 0)))
+        if memory is None:
+            memory = cuda.shared_memory(tile.shared_bytes)
+        self.shared = T.Bind(cuda.shared_address(cuda.pointer(memory, 0)))
         self.lane = T.Bind(self.thread % 32)
         warp = T.Bind(self.thread // 32)
         self.row_warp = T.Bind(warp % tile.row_warps)

@@ -23,6 +23,8 @@ from intswin.compile.schedules import (
     cuda_gemm_tiles,
     cuda_layer_norm,
     cuda_layer_norm_space,
+    cuda_norm_attention,
+    cuda_norm_attention_space,
     cuda_norm_gemm,
     cuda_norm_gemm_space,
     cuda_tiles,
@@ -84,6 +86,12 @@ _FAMILIES = {
         space=cuda_norm_gemm_space,
         tile_type=lambda _shape: cuda_norm_gemm_space.NormGemmTile,
         write=cuda_norm_gemm.kernel,
+    ),
+    cuda_norm_attention.OP: _Family(
+        shape_of=cuda_norm_attention.shape_of,
+        space=cuda_norm_attention_space,
+        tile_type=lambda _shape: cuda_norm_attention_space.NormAttentionTile,
+        write=cuda_norm_attention.kernel,
     ),
 }
 OPERATORS = tuple(_FAMILIES)

@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.schedules import cuda_gemm_grid, cuda_tiles, simd
+from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_mma import MmaKernel
@@ -89,9 +90,10 @@ class _Kernel(MmaKernel):
         gemm = Arguments(
             **{field.name: args.get(field.name) for field in dataclasses.fields(Arguments)}
         )
-        super().__init__(shape.gemm, tile, gemm, place, shared_bytes(shape, tile))
+        memory = cuda.shared_memory(shared_bytes(shape, tile))
+        super().__init__(shape.gemm, tile, gemm, place, memory)
         x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")
-        self.rows = NormalisedRows(shape.norm, tile, args, place, x)
+        self.rows = NormalisedRows(shape.norm, tile, args, place, x, tile.block_rows)
 
     def _plan_loads(self) -> None:
         self._plan_loads_of_weight()

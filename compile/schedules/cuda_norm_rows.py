@@ -29,6 +29,7 @@ class NormalisedRows:
         args: buffers as for `LayerNormRow`; the shift of the results is params[1].
         place: the thread and the block's first row.
         address: in shared memory.
+        rows: how many of the block's are normalised, the first ones.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class NormalisedRows:
         args: Mapping[str, Buffer],
         place: Place,
         address: Expr,
+        rows: int,
     ) -> None:
         self._shape, self._tile, self._args, self._place = shape, tile, args, place
-        self._address = address
+        self._address, self._rows = address, rows
         self._slice_bytes = tile.block_rows * tile.block_depth
 
     def slice_address(self, index: Expr) -> Expr:
@@ -48,20 +50,19 @@ class NormalisedRows:
         return self._address + (index * self._slice_bytes).astype("uint32")
 
     def emit(self) -> None:
-        """Normalise all of the rows; one behind the last that exists repeats that."""
-        tile, thread = self._tile, self._place.thread
+        """Normalise the rows; one behind the last that exists repeats that."""
+        tile, thread, rows = self._tile, self._place.thread, self._rows
         at_once = tile.threads // tile.lanes
         lane = T.Bind(thread % tile.lanes)
         shift = T.Bind(self._args["params"][1].astype("int32"))
-        if at_once >= tile.block_rows:
-            self._row(thread // tile.lanes, lane, shift, at_once > tile.block_rows)
+        if at_once >= rows:
+            self._row(thread // tile.lanes, lane, shift, at_once > rows)
             return
-        with T.serial(0, -(-tile.block_rows // at_once)) as i:
-            row = i * at_once + thread // tile.lanes
-            self._row(row, lane, shift, tile.block_rows % at_once > 0)
+        with T.serial(0, -(-rows // at_once)) as i:
+            self._row(i * at_once + thread // tile.lanes, lane, shift, rows % at_once > 0)
 
     def _row(self, row: Expr, lane: Expr, shift: Expr, partial: bool) -> None:
-        """A row of the block; `partial`: if it has so many."""
+        """A row of the block; `partial`: if so many are normalised."""
         tile = self._tile
         row = T.Bind(row)
         norm = LayerNormRow(self._shape, tile.lanes, self._args, self._place.row + row, lane, shift)
@@ -84,6 +85,6 @@ class NormalisedRows:
         if not partial:
             norm.write(store)
             return
-        with T.If(row < int32(tile.block_rows)):
+        with T.If(row < int32(self._rows)):
             with T.Then():
                 norm.write(store)

@@ -1,0 +1,80 @@
+"""Join each attention with the LayerNorm and GEMM before it, where a GPU has one kernel for all.
+
+As in fuse_layer_norm.py, the network's graph keeps its operators; the fused one has the constants
+and attributes of all three, and their semantics (docs/integer-semantics.md section 3.9).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from tvm.target import Target
+
+from intswin.compile.operators import norm_attention
+from intswin.compile.operators.cuda_linear import weight_layout
+from intswin.compile.schedules import cuda_norm_attention_space
+from intswin.compile.targets import is_cuda
+from intswin.models.integer_graph import IntegerGraph, Node
+
+# Multiply-accumulates of the GEMM up to which one kernel was faster on an H200 (those of swin_tiny
+# for one image have 2^27 at most); docs/results/gpu_speed.md has the numbers.
+_MOST_PRODUCTS = 1 << 28
+_NAMES = {"rows": "rows", "params": "score_params", "bias": "score_bias", "pattern": "pattern"}
+
+
+def fuse_attention(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
+    """The graph with a node "norm_attention" for each such triple; for a CPU, the graph itself."""
+    if not is_cuda(target):
+        return graph
+    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
+    by_name = {node.name: node for node in graph.nodes}
+    nodes: list[Node] = []
+    fused: set[str] = set()
+    for node in graph.nodes:
+        linear = by_name.get(node.inputs[0])
+        norm = by_name.get(linear.inputs[0]) if linear is not None else None
+        joined = None
+        if linear is not None and norm is not None:
+            if readers[linear.name] == readers[norm.name] == 1:
+                joined = _fused(norm, linear, node, batch, target)
+        if joined is None:
+            nodes.append(node)
+            continue
+        nodes.append(joined)
+        fused |= {joined_node.name for joined_node in (norm, linear) if joined_node is not None}
+    kept = [node for node in nodes if node.name not in fused]
+    return IntegerGraph(graph.input, kept, graph.input_name)
+
+
+def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target) -> Node | None:
+    """All three as one; None where they are no such triple, or there is no kernel for it.
+
+    Every head of a window normalises it for itself. That costs less than two kernels more do, while
+    a GPU has few windows and all is mostly latency.
+    """
+    if (norm.op, linear.op, attention.op) != ("layer_norm", "linear", "attention"):
+        return None
+    if "rows" in norm.tensors or norm.attrs["out"] != "u8" or len(linear.inputs) > 1:
+        return None
+    (outputs, channels), rows = linear.tensors["weight"].shape, batch * linear.out.shape[0]
+    tokens = attention.tensors["rows"].shape[1]
+    if (
+        rows * channels * outputs > _MOST_PRODUCTS
+        or not cuda_norm_attention_space.takes(tokens, int(attention.attrs["d"]), channels)
+        or weight_layout(target, channels, rows) != "mma"
+    ):
+        return None
+    node = dataclasses.replace(
+        attention,
+        op="norm_attention",
+        inputs=norm.inputs,
+        tensors={
+            **norm.tensors,
+            **linear.tensors,
+            **{_NAMES[name]: tensor for name, tensor in attention.tensors.items()},
+        },
+        attrs={**attention.attrs, **linear.attrs, "shift": norm.attrs["shift"]},
+    )
+    fits = cuda_norm_attention_space.fits(norm_attention.shape_of(node, batch, target))
+    return node if fits else None

@@ -1,0 +1,18 @@
+"""The graph that kernels are emitted from: operators that share a kernel are joined to one."""
+
+from __future__ import annotations
+
+from tvm.target import Target
+
+from intswin.compile.fuse_attention import fuse_attention
+from intswin.compile.fuse_layer_norm import fuse_layer_norms
+from intswin.models.integer_graph import IntegerGraph
+
+
+def fuse_for_target(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
+    """Join what a kernel for `target` computes together; for a CPU, the graph itself.
+
+    The larger unions come first: what they leave over may be part of a smaller one.
+    """
+    graph = fuse_attention(graph, batch, target)
+    return fuse_layer_norms(graph, batch, target)

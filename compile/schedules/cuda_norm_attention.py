@@ -1,0 +1,205 @@
+"""LayerNorm, the GEMM that makes q, k and v, and attention in one CUDA kernel, for tensor cores.
+
+A block of threads has one head of one window. It normalises the window's tokens to shared memory
+(cuda_norm_rows.py) while the weight of the head's q, k and v is on its way, multiplies as
+cuda_gemm_mma.py does, and writes q, k and v to shared memory, where a warp for each 16 queries
+reads them as cuda_attention_mma.py does. Every head normalises the window again, so this is for
+small problems (fuse_attention.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.tirx.script.builder import ir as T
+
+from intswin.compile.operators.expressions import int32
+from intswin.compile.schedules import cuda_attention_types, cuda_gemm_epilogue, cuda_tiles, simd
+from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_attention_fragments import Qkv
+from intswin.compile.schedules.cuda_attention_mma import (
+    AttentionWarp,
+    WarpPlace,
+    divided,
+    where,
+)
+from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
+from intswin.compile.schedules.cuda_gemm_copies import RowCopies
+from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue
+from intswin.compile.schedules.cuda_gemm_grid import Place
+from intswin.compile.schedules.cuda_gemm_mma import MmaKernel
+from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
+from intswin.compile.schedules.cuda_norm_attention_space import (
+    COLUMNS,
+    D,
+    NormAttentionShape,
+    NormAttentionTile,
+    gemm_tile,
+    qkv_offset,
+    shared_bytes,
+)
+from intswin.compile.schedules.cuda_norm_rows import NormalisedRows
+
+OP = "norm_attention"
+_PARTS = 3  # q, k and v
+_WIDTH = 8  # columns of a lane in a group of the packed weight
+_STEP_BYTES = 32 * 32  # of a group's weight for 32 channels
+
+
+def describe(
+    shape: NormAttentionShape, weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> tirx.PrimFunc:
+    """The PrimFunc that a network has at first.
+
+    Args:
+        shape: the problem.
+        weight: shape of the packed weight.
+        bias: shape of the arranged bias of the scores.
+
+    Its arguments: x int16 (B, R, C); rows int32 (W, n); gamma and beta int32 (C,); params int64
+    (2,): eps and the shift of section 3.4; weight int8; requantization int32 (3, 3 * heads * 32);
+    offset int32 (1,); score_params int32 (4,); where there are patterns, bias int16 and pattern
+    int32 (W,); the output y uint8 (B, R, heads * 32).
+    """
+    channels = shape.heads * D
+    parameters: list[cuda_tiles.Parameter] = [
+        ("x", (shape.batch, shape.rows, shape.channels), "int16"),
+        ("rows", (shape.windows, shape.tokens), "int32"),
+        ("gamma", (shape.channels,), "int32"),
+        ("beta", (shape.channels,), "int32"),
+        ("params", (2,), "int64"),
+        ("weight", weight, "int8"),
+        ("requantization", (3, _PARTS * channels), "int32"),
+        ("offset", (1,), "int32"),
+        ("score_params", (4,), "int32"),
+    ]
+    if bias is not None:
+        parameters += [("bias", bias, "int16"), ("pattern", (shape.windows,), "int32")]
+    parameters.append(("y", (shape.batch, shape.rows, channels), "uint8"))
+    return cuda_tiles.describe(OP, shape, parameters)
+
+
+def shape_of(func: tirx.PrimFunc, _target: Target) -> NormAttentionShape:
+    """The problem that a description poses."""
+    return cuda_tiles.described(func, NormAttentionShape)
+
+
+def kernel(
+    func: tirx.PrimFunc, shape: NormAttentionShape, tile: NormAttentionTile
+) -> tirx.PrimFunc:
+    """The kernel of a description: of its shape and the tile that was decided on."""
+    types = [
+        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
+    ]
+    gemm = gemm_tile(shape, tile)
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(OP)
+            args = cuda_tiles.declare(types)
+            blocks = shape.batch * shape.windows * shape.heads
+            with T.launch_thread("blockIdx.x", blocks) as block:
+                with T.launch_thread("threadIdx.x", gemm.threads) as thread:
+                    _Kernel(shape, tile, args, block, thread).emit()
+    return simd.finished(builder.get(), OP).without_attr("global_symbol")
+
+
+class _Kernel(MmaKernel):
+    """What one block of threads computes."""
+
+    def __init__(
+        self,
+        shape: NormAttentionShape,
+        tile: NormAttentionTile,
+        args: dict[str, Buffer],
+        block: Expr,
+        thread: Expr,
+    ) -> None:
+        self.problem, self.buffers = shape, args
+        gemm = gemm_tile(shape, tile)
+        rest, self.head = divided(block, shape.heads)
+        self.image, self.window = divided(rest, shape.windows)
+        memory = cuda.shared_memory(shared_bytes(shape, tile))
+        offset = qkv_offset(shape, tile)
+        self.qkv = T.decl_buffer(
+            (shape.block_rows * COLUMNS,),
+            "int8",
+            data=memory.data,
+            elem_offset=offset,
+            scope="shared.dyn",
+        )
+        inputs = {
+            field.name: args.get(field.name)
+            for field in dataclasses.fields(cuda_gemm_epilogue.Arguments)
+        }
+        of_gemm = cuda_gemm_epilogue.Arguments(**{**inputs, "y": self.qkv})
+        place = Place(thread, T.Bind(rest * shape.tokens), int32(0))
+        super().__init__(shape.gemm, gemm, of_gemm, place, memory)
+        x = self.shared + tirx.const(gemm.stages * gemm.stage_bytes, "uint32")
+        self.rows = NormalisedRows(shape.norm, gemm, args, place, x, shape.tokens)
+
+    def emit(self) -> None:
+        """Emit the product, which ends in shared memory, then the attention."""
+        super().emit()
+        cuda.synchronize()
+        strip = T.Bind(self.thread // 32)
+        strips = self.problem.block_rows // STRIP
+        with where(strip < int32(strips) if self.tile.threads > 32 * strips else None):
+            self._attend(strip)
+
+    def _plan_loads(self) -> None:
+        """Of each of q, k and v the head is a group of columns, a row of the packed weight."""
+        depth = self.steps * _STEP_BYTES  # bytes of a slice
+        self.parts = []
+        for part in range(_PARTS):
+            copies = RowCopies(
+                self.args.weight,
+                _PARTS * self.problem.heads,
+                self.shape.depth // 32 * _STEP_BYTES,
+                1,
+                depth,
+                permuted=False,
+            )
+            row = self.head + part * self.problem.heads
+            copies.plan(self.thread, self.tile.threads, row, part * depth)
+            self.parts.append(copies)
+
+    def _copies(self, slice_: Expr, slot: Expr) -> None:
+        base = T.Bind(self._slot(slot))
+        for copies in self.parts:
+            copies.start(slice_, base)
+
+    def _prepare_x(self) -> None:
+        self.rows.emit()
+
+    def _x_address(self, slice_: Expr, _slot: Expr) -> Expr:
+        return self.rows.slice_address(slice_)
+
+    def _write(self) -> None:
+        """Requantize q, k and v to shared memory, row by row of `COLUMNS`."""
+        epilogue = Epilogue(self.shape, self.args, _WIDTH, 2)
+        row = T.Bind(self.row_warp * 16 + self.lane // 4)
+        for group in range(self.groups):
+            part = T.Bind(self.column_warp * self.groups + group)
+            within = T.Bind(self.lane % 4 * _WIDTH)
+            epilogue.load_columns((part * self.problem.heads + self.head) * D + within)
+            for half in range(2):
+                acc = [self.acc[(group * 4 + i // 2) * 4 + 2 * half + i % 2] for i in range(_WIDTH)]
+                epilogue.store(half, row + 8 * half, part * D + within, acc)
+
+    def _attend(self, strip: Expr) -> None:
+        args = cuda_attention_types.Arguments(
+            qkv=self.qkv,
+            rows=self.buffers["rows"],
+            params=self.buffers["score_params"],
+            bias=self.buffers.get("bias"),
+            pattern=self.buffers.get("pattern"),
+            y=self.buffers["y"],
+        )
+        place = WarpPlace(self.head, self.window, strip, self.image)
+        tile = MmaAttentionTile(strips=1, images=1, warps=1)
+        warp = AttentionWarp(self.problem.attention, tile, args, self.lane, place)
+        warp.read(Qkv(self.qkv, COLUMNS, D, int32(0), T.Bind))
+        warp.emit()

@@ -1,0 +1,205 @@
+"""What a search may choose in the kernel of LayerNorm, q, k, v and attention, and the default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from intswin.compile.schedules.attention import AttentionShape
+from intswin.compile.schedules.cuda_attention_space import SHORT, STRIP
+from intswin.compile.schedules.cuda_gemm_space import BLOCK_DEPTHS
+from intswin.compile.schedules.cuda_gemm_tiles import (
+    FIRST_WITH_ASYNC_COPIES,
+    GPUS,
+    CudaGemmShape,
+)
+from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
+from intswin.compile.schedules.layer_norm import LayerNormShape
+
+# As in cuda_gemm_space.py.
+SPACE_VERSION = 1
+D = 32  # channels of a head: a group of the packed weight, and an mma's depth
+COLUMNS = 3 * D  # of q, k and v of a head
+_MOST_VECTORS = 16  # of 8 channels, that a lane keeps in registers
+_MOST_THREADS = 512
+_MOST_STAGES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class NormAttentionShape:
+    """The problem: `layer_norm` to uint8, the `linear` to q, k and v, and their `attention`.
+
+    Attributes:
+        arch: 75, 80, 89 or 90.
+        batch: images.
+        rows: rows (tokens) of an image.
+        windows: windows of an image.
+        tokens: tokens of a window, at most 64.
+        heads: heads of 32 channels.
+        channels: channels of x, which are normalised.
+        patterns: distinct biases of the scores; 0: none.
+        frac: fraction bits of q, k and v.
+    """
+
+    arch: int
+    batch: int
+    rows: int
+    windows: int
+    tokens: int
+    heads: int
+    channels: int
+    patterns: int
+    frac: int
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block of threads: a window, in whole strips."""
+        return -(-self.tokens // STRIP) * STRIP
+
+    @property
+    def norm(self) -> LayerNormShape:
+        """The LayerNorm of the windows' tokens, in their order."""
+        tokens = self.windows * self.tokens
+        return LayerNormShape(
+            self.batch, self.rows, tokens, 1, self.channels, True, "uint8", shift=0
+        )
+
+    @property
+    def gemm(self) -> CudaGemmShape:
+        """The product of a block of threads."""
+        return CudaGemmShape(
+            arch=self.arch,
+            layout="mma",
+            rows=self.block_rows,
+            columns=COLUMNS,
+            depth=self.channels,
+            out="s8",
+            activation="none",
+            frac=self.frac,
+            residual=False,
+        )
+
+    @property
+    def attention(self) -> AttentionShape:
+        """The attention."""
+        return AttentionShape(
+            self.batch, self.rows, self.windows, self.tokens, self.heads, D, self.patterns
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormAttentionTile:
+    """What a block of threads, which has one head of one window, does; in the order of decision.
+
+    A warp of each 16 rows, as attention has it, for each share of the columns and of the depth.
+
+    Attributes:
+        block_depth: input channels of a slice of the weight.
+        column_warps: warps that share q, k and v.
+        depth_warps: warps that share the steps of 32 of a slice.
+        lanes: of a warp that normalise a row together, a power of two.
+    """
+
+    block_depth: int
+    column_warps: int
+    depth_warps: int
+    lanes: int
+
+
+def candidates(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> dict[int, int]:
+    """The values that a field may take, with their odds in a random choice; never empty.
+
+    Args:
+        shape: the problem, one that `fits`.
+        field: one of the tile's.
+        made: the fields before it.
+    """
+    return dict.fromkeys(_values(shape, field, made), 1)
+
+
+def fits(shape: NormAttentionShape) -> bool:
+    """Whether there is a tile: shared memory suffices."""
+    return bool(_block_depths(shape))
+
+
+def default_tile(shape: NormAttentionShape) -> NormAttentionTile:
+    """The tile that is used when no record says better: as many warps as there may be."""
+    made: dict[str, int] = {}
+    for field in ("block_depth", "column_warps", "depth_warps"):
+        made[field] = max(_values(shape, field, made))
+    lanes = _values(shape, "lanes", made)
+    threads = 32 * shape.block_rows // STRIP * made["column_warps"] * made["depth_warps"]
+    # Most lanes with which all rows are normalised at once; else the fewest there are.
+    once = [n for n in lanes if n * shape.tokens <= threads]
+    return NormAttentionTile(**made, lanes=max(once, default=min(lanes)))
+
+
+def gemm_tile(shape: NormAttentionShape, tile: NormAttentionTile) -> NormGemmTile:
+    """The tile of the product."""
+    return NormGemmTile(
+        block_rows=shape.block_rows,
+        block_columns=COLUMNS,
+        block_depth=tile.block_depth,
+        row_warps=shape.block_rows // STRIP,
+        column_warps=tile.column_warps,
+        depth_warps=tile.depth_warps,
+        stages=_stages(shape, tile.block_depth),
+        lanes=tile.lanes,
+    )
+
+
+def qkv_offset(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
+    """Bytes of shared memory before q, k and v: slices and normalised rows, later the sums."""
+    gemm = gemm_tile(shape, tile)
+    slices_and_x = gemm.stages * gemm.stage_bytes + shape.block_rows * shape.channels
+    return max(slices_and_x, gemm.sum_bytes)
+
+
+def shared_bytes(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
+    """Shared memory of a block."""
+    return qkv_offset(shape, tile) + shape.block_rows * COLUMNS
+
+
+def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> list[int]:
+    strips = shape.block_rows // STRIP
+    if field == "block_depth":
+        return _block_depths(shape)
+    if field == "column_warps":
+        return [1, 3]
+    if field == "depth_warps":
+        warps = strips * made["column_warps"]
+        limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS
+        return [
+            w
+            for w in (1, 2, 3, 4, 6, 8)
+            if made["block_depth"] // STRIP // 2 % w == 0
+            and 32 * warps * w <= _MOST_THREADS
+            and (w - 1) * shape.block_rows * COLUMNS * 4 <= limit
+        ]
+    vectors = shape.channels // 8
+    return [n for n in (1, 2, 4, 8, 16, 32) if n <= vectors <= n * _MOST_VECTORS]
+
+
+def _block_depths(shape: NormAttentionShape) -> list[int]:
+    """The depths of slices of which the shared memory has room for two, or for all."""
+    return [
+        depth
+        for depth in sorted({*BLOCK_DEPTHS, shape.channels})
+        if shape.channels % depth == 0 and _stages(shape, depth)
+    ]
+
+
+def _stages(shape: NormAttentionShape, block_depth: int) -> int:
+    """Slices that are in shared memory together: as many as there is room for; 0: too few."""
+    left = GPUS[shape.arch].shared_bytes - shape.block_rows * (shape.channels + COLUMNS)
+    slices = shape.channels // block_depth
+    # A copy that is not asynchronous is done before the multiplication, however far ahead.
+    most = _MOST_STAGES if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2
+    stages = min(slices, left // (COLUMNS * block_depth), most)
+    return stages if stages >= min(slices, 2) else 0
+
+
+def takes(tokens: int, d: int, channels: int) -> bool:
+    """Whether there is a kernel for windows of so many tokens, heads and inputs of so many."""
+    most = 32 * _MOST_VECTORS * 8
+    return tokens <= SHORT and d == D and channels % D == 0 and channels <= most

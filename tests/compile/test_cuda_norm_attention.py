@@ -1,0 +1,121 @@
+"""LayerNorm, q, k, v and attention in one CUDA kernel, emulated, equal the three operators."""
+
+import random
+
+import numpy as np
+import pytest
+import tvm
+from tvm import s_tir, tirx
+
+from cuda_emulator import emulate
+from intswin.compile.schedules import cuda_kernels
+from intswin.compile.schedules.cuda_gemm_tiles import GPUS
+from intswin.compile.schedules.cuda_norm_attention_space import (
+    NormAttentionShape,
+    NormAttentionTile,
+    candidates,
+    default_tile,
+    fits,
+    gemm_tile,
+    shared_bytes,
+)
+from intswin.compile.targets import get_target
+from intswin.models import integer_ops
+from norm_attention import random_norm_attention
+from operator_runner import emit_operator
+
+
+def _described(case, batch, target):
+    mod = emit_operator(case, batch, target)
+    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
+    passed = mod["main"].body.blocks[0].bindings[0].value.args[1]
+    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
+    return func.with_attr("global_symbol", "main"), constants
+
+
+@pytest.mark.parametrize(
+    ("target_name", "problem", "tile"),
+    [
+        # windows, tokens, heads, channels, patterns: rows are masked, all of the weight at once
+        ("cuda-h100", (2, 49, 3, 96, 2), NormAttentionTile(96, 3, 1, 4)),
+        # depth shared by warps, slots are filled again
+        ("cuda-h100", (1, 16, 2, 384, 1), NormAttentionTile(64, 1, 2, 8)),
+        # no bias; rows in passes, the last one not full
+        ("cuda-h100", (3, 20, 1, 64, 0), NormAttentionTile(32, 1, 1, 8)),
+        ("cuda-h100", (1, 64, 1, 32, 1), NormAttentionTile(32, 3, 1, 2)),
+        ("cuda-t4", (1, 33, 2, 64, 1), NormAttentionTile(32, 3, 1, 8)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_tiles(target_name, problem, tile, extreme):
+    windows, tokens, heads, channels, patterns = problem
+    rng = np.random.default_rng(tokens)
+    target, batch = get_target(target_name), 2 if windows == 1 and tokens < 64 else 1
+    case, nodes = random_norm_attention(
+        rng, windows, tokens, heads, channels, patterns=patterns, extreme=extreme
+    )
+    func, constants = _described(case, batch, target)
+    sch = s_tir.Schedule(func)
+    cuda_kernels.schedule(sch, target, tile)
+    kernel = cuda_kernels.kernel(sch.mod["main"], target)
+    (x,) = case.inputs(rng, batch, extreme)
+    expected = x
+    for node in nodes:
+        expected = integer_ops.execute(node, [expected])
+    np.testing.assert_array_equal(integer_ops.execute(case.node, [x]), expected)
+    actual = np.empty_like(expected)
+    emulate(kernel, target, [x, *constants, actual], races=True)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def _random_shape(rng, arch):
+    heads = rng.choice([1, 3, 24])
+    return NormAttentionShape(
+        arch=arch,
+        batch=rng.choice([1, 8]),
+        rows=3136,
+        windows=64,
+        tokens=rng.choice([1, 16, 49, 64]),
+        heads=heads,
+        channels=rng.choice([32, 96, 224, 384, 768, 1024]),
+        patterns=rng.choice([0, 4]),
+        frac=7,
+    )
+
+
+@pytest.mark.parametrize("arch", [75, 80, 89, 90])
+def test_every_draw_is_a_tile(arch):
+    rng = random.Random(arch)
+    shapes = [_random_shape(rng, arch) for _ in range(60)]
+    assert sum(map(fits, shapes)) > 40
+    for shape in filter(fits, shapes):
+        default = default_tile(shape)
+        made, of_default = {}, {}
+        for field in NormAttentionTile.__dataclass_fields__:
+            made[field] = rng.choice(list(candidates(shape, field, made)))
+            assert getattr(default, field) in candidates(shape, field, of_default)
+            of_default[field] = getattr(default, field)
+        tile = NormAttentionTile(**made)
+        gemm = gemm_tile(shape, tile)
+        assert shape.block_rows * 2 <= gemm.threads <= 512  # a warp for each strip
+        assert shared_bytes(shape, tile) <= GPUS[arch].shared_bytes
+        assert shape.channels % tile.block_depth == 0
+        slices = shape.channels // tile.block_depth
+        assert gemm.stages == slices == 1 or 2 <= gemm.stages <= slices
+        assert shape.channels <= 8 * 16 * tile.lanes
+        if arch == 75:  # copies are not asynchronous
+            assert gemm.stages <= 2
+
+
+def test_what_does_not_fit():
+    shape = _random_shape(random.Random(0), 75)
+    assert not fits(NormAttentionShape(**{**vars(shape), "tokens": 64, "channels": 1024}))
+
+
+def test_tiles_of_another_shape_are_refused():
+    target = get_target("cuda-h100")
+    case, _ = random_norm_attention(np.random.default_rng(4), 1, 16, 1, 64)
+    func, _ = _described(case, 1, target)
+    with pytest.raises(ValueError, match="block_depth=96 is not one of"):
+        cuda_kernels.schedule(s_tir.Schedule(func), target, NormAttentionTile(96, 3, 1, 4))
