@@ -166,6 +166,9 @@ class _Nvrtc:
     """The functions of nvrtc.h that are used. Wrong use raises RuntimeError."""
 
     def __init__(self, path: Path) -> None:
+        # NVRTC opens this library by its name alone, and 13.0 does not look in its own folder.
+        for builtins in sorted(path.parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(str(path))
         self._library.nvrtcGetErrorString.restype = c_char_p
 

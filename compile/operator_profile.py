@@ -174,11 +174,16 @@ def _work(node: Node, batch: int) -> tuple[str, int]:
         norm = "layer_norm, " if node.op == "norm_linear" else ""
         what = f"{norm}linear {rows}x{depth} -> {channels} {node.attrs['out']}{kind}{residual}"
         return what, 2 * batch * rows * depth * channels
-    if node.op == "attention":
+    if node.op in ("attention", "norm_attention"):
         windows, tokens = node.tensors["rows"].shape
         heads, d = int(node.attrs["heads"]), int(node.attrs["d"])
         what = f"attention {windows} windows, {tokens} tokens, {heads} heads of {d}"
-        return what, 4 * batch * windows * tokens * tokens * heads * d
+        operations = 4 * batch * windows * tokens * tokens * heads * d
+        if node.op == "attention":
+            return what, operations
+        depth = node.tensors["weight"].shape[1]
+        what = f"layer_norm, linear {rows}x{depth} -> {3 * channels}, {what}"
+        return what, operations + 2 * batch * rows * depth * 3 * channels
     return f"{node.op} {rows}x{channels} {node.out.dtype}", 0
 
 

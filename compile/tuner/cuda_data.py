@@ -11,8 +11,9 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.operators import attention, layer_norm, linear, norm_linear
+from intswin.compile.operators import attention, layer_norm, linear, norm_attention, norm_linear
 from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
+from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
 from intswin.models.integer_ops import execute
@@ -24,6 +25,7 @@ _OPERATORS = {
     "attention": attention,
     "layer_norm": layer_norm,
     "norm_linear": norm_linear,
+    "norm_attention": norm_attention,
 }
 
 
@@ -53,6 +55,7 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
         "attention": _attention,
         "layer_norm": _layer_norm,
         "norm_linear": _norm_linear,
+        "norm_attention": _norm_attention,
     }
     return problems[spec.op](spec, rng)
 
@@ -65,7 +68,8 @@ def _linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     inputs = [x]
     if spec.number("residual"):
         inputs.append(rng.integers(-32768, 32768, (batch, rows, channels), np.int16))
-    tensors, attrs = _parameters(spec, channels, depth, rng)
+    out, activation = spec.text("out"), spec.text("activation")
+    tensors, attrs = _parameters(spec, channels, depth, out, activation, rng)
     result = TensorSpec((rows, channels), out_dtype, 1.0)
     node = Node("linear", "linear", ["x", "residual"][: len(inputs)], tensors, attrs, result)
     chosen = _some_rows(batch * rows, rng)
@@ -74,11 +78,21 @@ def _linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
 
 
 def _attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
-    """Scores of any deviation: from nearly equal ones to ones that leave 16 bits."""
-    names = ("windows", "tokens", "heads", "d", "patterns")
-    windows, tokens, heads, d, patterns = (spec.number(name) for name in names)
-    rows = windows * tokens
+    """An attention alone."""
+    heads, d = spec.number("heads"), spec.number("d")
+    tensors = _scores(spec, heads, d, rng)
     qkv = rng.integers(-128, 128, spec.arguments[0][0], np.int8)
+    out = TensorSpec((tensors["rows"].size, heads * d), "uint8", 1.0, 128)
+    node = Node("attention", "attention", ["qkv"], tensors, {"heads": heads, "d": d}, out)
+    return _of_some_images(spec, node, qkv, rng)
+
+
+def _scores(
+    spec: KernelSpec, heads: int, d: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Constants; scores of any deviation: from nearly equal ones to ones that leave 16 bits."""
+    windows, tokens, patterns = (spec.number(name) for name in ("windows", "tokens", "patterns"))
+    rows = windows * tokens
     unit = np.exp2(rng.uniform(-1, 6)) / (74**2 * math.sqrt(d))  # 74: of uniform bytes
     tensors = {
         "rows": rng.permutation(rows).reshape(windows, tokens).astype(np.int32),
@@ -92,16 +106,15 @@ def _attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
         bias = np.where(wild, rng.integers(-32768, 32768, shape), bias)
         tensors["bias"] = bias.astype(np.int16)
         tensors["pattern"] = rng.integers(0, patterns, windows).astype(np.int32)
-    out = TensorSpec((rows, heads * d), "uint8", 1.0, 128)
-    node = Node("attention", "attention", ["qkv"], tensors, {"heads": heads, "d": d}, out)
-    return _of_some_images(spec, node, qkv, rng)
+    return tensors
 
 
 def _layer_norm(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     """A LayerNorm alone."""
     _, rows, channels = spec.arguments[-1][0]
     shift, out_dtype = spec.number("shift"), spec.text("out")
-    x, tensors = _normalised(spec, rows, channels, shift, out_dtype, rng)
+    x, tensors = _normalised(spec, channels, shift, out_dtype, rng)
+    tensors |= _picked_rows(spec, rows, rng)
     attrs: dict[str, int | str] = {"out": {"uint8": "u8", "int16": "i16"}[out_dtype]}
     out = TensorSpec((rows, channels), out_dtype, 1.0)
     node = Node("layer_norm", "layer_norm", ["x"], tensors, {**attrs, "shift": shift}, out)
@@ -112,24 +125,39 @@ def _norm_linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     """A LayerNorm and the GEMM behind it."""
     (_, rows, columns), out_dtype = spec.arguments[-1]
     depth, shift = spec.number("gather") * spec.number("channels"), int(rng.integers(8, 20))
-    x, tensors = _normalised(spec, rows, depth, shift, "uint8", rng)
-    of_gemm, attrs = _parameters(spec, columns, depth, rng)
+    x, tensors = _normalised(spec, depth, shift, "uint8", rng)
+    tensors |= _picked_rows(spec, rows, rng)
+    out_type = spec.text("out")
+    of_gemm, attrs = _parameters(spec, columns, depth, out_type, spec.text("activation"), rng)
     out = TensorSpec((rows, columns), out_dtype, 1.0)
     attrs["shift"] = shift
     node = Node("norm_linear", "norm_linear", ["x"], {**tensors, **of_gemm}, attrs, out)
     return _of_some_images(spec, node, x, rng)
 
 
+def _norm_attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """LayerNorm, the GEMM that makes q, k and v, and their attention."""
+    heads, d, channels = spec.number("heads"), cuda_norm_attention_space.D, spec.number("channels")
+    shift = int(rng.integers(8, 20))
+    x, tensors = _normalised(spec, channels, shift, "uint8", rng)
+    of_gemm, attrs = _parameters(spec, 3 * heads * d, channels, "s8", "none", rng)
+    names = {"params": "score_params", "bias": "score_bias"}
+    scores = _scores(spec, heads, d, rng)
+    tensors |= of_gemm | {names.get(name, name): tensor for name, tensor in scores.items()}
+    attrs |= {"shift": shift, "heads": heads, "d": d}
+    out = TensorSpec((tensors["rows"].size, heads * d), "uint8", 1.0, 128)
+    node = Node("norm_attention", "norm_attention", ["x"], tensors, attrs, out)
+    return _of_some_images(spec, node, x, rng)
+
+
 def _normalised(
     spec: KernelSpec,
-    rows: int,
     channels: int,
     shift: int,
     out_dtype: str,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Input and constants; half of the channels are scaled so that results fill the range."""
-    in_rows = spec.arguments[0][0][1]
     x = rng.integers(-32768, 32768, spec.arguments[0][0], np.int16)
     # Quieter rows: the smaller the variance, the more the exponent changes.
     x >>= rng.integers(0, 16, (*x.shape[:2], 1), np.int16)
@@ -146,10 +174,16 @@ def _normalised(
         "beta": np.clip(beta, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32),
         "params": np.exp2(rng.uniform(0, 40, 1)).astype(np.int64),
     }
-    if spec.number("indexed"):
-        picked = rng.permutation(np.arange(rows * spec.number("gather")) % in_rows)
-        tensors["rows"] = picked.reshape(rows, -1).astype(np.int32)
     return x, tensors
+
+
+def _picked_rows(spec: KernelSpec, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The table of the input rows of each normalised one, where there is one."""
+    if not spec.number("indexed"):
+        return {}
+    in_rows = spec.arguments[0][0][1]
+    picked = rng.permutation(np.arange(rows * spec.number("gather")) % in_rows)
+    return {"rows": picked.reshape(rows, -1).astype(np.int32)}
 
 
 def _of_some_images(
@@ -166,10 +200,14 @@ def _of_some_images(
 
 
 def _parameters(
-    spec: KernelSpec, channels: int, depth: int, rng: np.random.Generator
+    spec: KernelSpec,
+    channels: int,
+    depth: int,
+    out: str,
+    activation: str,
+    rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, int | str]]:
     """Constants and attributes of a GEMM."""
-    out, activation = spec.text("out"), spec.text("activation")
     attrs: dict[str, int | str] = {
         "out": out,
         "activation": activation,

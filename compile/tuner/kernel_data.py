@@ -71,6 +71,11 @@ class KernelSpec:
             names = ("windows", "tokens", "heads", "d")
             windows, tokens, heads, d = (self.number(name) for name in names)
             return f"attention {batch}x{windows} windows of {tokens}, {heads} heads of {d}"
+        if self.op == "norm_attention":
+            names = ("windows", "tokens", "heads", "channels")
+            windows, tokens, heads, depth = (self.number(name) for name in names)
+            attention = f"attention {batch}x{windows} windows of {tokens}, {heads} heads"
+            return f"layer_norm, qkv of {depth} channels, {attention}"
         if self.op == "layer_norm":
             return f"layer_norm {batch}x{rows}x{channels} {dtype}"
         depth = _depth(self.arguments, dict(self.attributes))
@@ -91,6 +96,9 @@ def _operations(op: str, arguments: Arguments, attributes: Mapping[str, int | st
         return 2 * batch * rows * channels * _depth(arguments, attributes)
     if op == "attention":
         return 4 * batch * rows * channels * int(attributes["tokens"])
+    if op == "norm_attention":
+        each = 6 * int(attributes["channels"]) + 4 * int(attributes["tokens"])
+        return batch * rows * channels * each
     return 8 * batch * rows * channels
 
 

@@ -16,6 +16,7 @@ from intswin.compile.schedules import (
     cuda_gemm_tiles,
     cuda_kernels,
     cuda_layer_norm_space,
+    cuda_norm_attention_space,
     cuda_norm_gemm_space,
     gemm,
     gemm_space,
@@ -25,26 +26,41 @@ from intswin.compile.schedules.cuda_attention_space import MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile, MmaTile, WgmmaTile
 from intswin.compile.schedules.cuda_kernels import Space
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
+from intswin.compile.schedules.cuda_norm_attention_space import (
+    NormAttentionShape,
+    NormAttentionTile,
+)
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
-Shape: TypeAlias = GemmShape | CudaGemmShape | NormGemmShape | AttentionShape | LayerNormShape
+Shape: TypeAlias = (
+    GemmShape | CudaGemmShape | NormGemmShape | NormAttentionShape | AttentionShape | LayerNormShape
+)
 Tile: TypeAlias = (
-    GemmTile | MmaTile | WgmmaTile | Dp4aTile | NormGemmTile | MmaAttentionTile | LayerNormTile
+    GemmTile
+    | MmaTile
+    | WgmmaTile
+    | Dp4aTile
+    | NormGemmTile
+    | NormAttentionTile
+    | MmaAttentionTile
+    | LayerNormTile
 )
 
 _SPACES: dict[type, Space] = {
     GemmShape: gemm_space,
     CudaGemmShape: cuda_gemm_space,
     NormGemmShape: cuda_norm_gemm_space,
+    NormAttentionShape: cuda_norm_attention_space,
     AttentionShape: cuda_attention_space,
     LayerNormShape: cuda_layer_norm_space,
 }
 _TILES: dict[type, type[Tile]] = {
     GemmShape: GemmTile,
     NormGemmShape: NormGemmTile,
+    NormAttentionShape: NormAttentionTile,
     AttentionShape: MmaAttentionTile,
     LayerNormShape: LayerNormTile,
 }
@@ -80,7 +96,8 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     """
     kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, MmaAttentionTile, LayerNormTile]
+        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile]
+        kinds += [NormAttentionTile, MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
             return kind(*values)
@@ -106,6 +123,8 @@ def matrix(shape: Shape) -> tuple:
         return shape.layout, shape.columns, shape.depth
     if isinstance(shape, NormGemmShape):
         return "norm_linear", shape.columns, shape.depth
+    if isinstance(shape, NormAttentionShape):
+        return "norm_attention", shape.tokens, shape.channels
     if isinstance(shape, GemmShape):
         return shape.blocks, shape.depth
     if isinstance(shape, AttentionShape):

@@ -15,6 +15,7 @@ import graphs
 from cuda_emulator import emulate
 from intswin.compile import tune, tuning_log
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
+from intswin.compile.schedules.cuda_norm_attention_space import NormAttentionTile
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.targets import get_target
 from intswin.compile.tuner import cuda_worker, space
@@ -26,6 +27,7 @@ from intswin.compile.tuner.store import Store
 from intswin.compile.tuner.tasks import extract_tasks
 from intswin.compile.tuner.worker import WrongResultError
 from intswin.models.errors import IntswinError
+from norm_attention import random_norm_attention
 from norm_linear import random_norm_linear
 from operator_runner import emit_operator
 
@@ -42,6 +44,7 @@ FORMS = {
 ATTENTION = graphs.random_attention(RNG, 4, 20, 2, 32, patterns=2)
 LAYER_NORM = graphs.random_layer_norm(RNG, 49, 96)
 NORM_LINEAR, *_ = random_norm_linear(RNG, 49, 64, 128, zero_point=0)
+NORM_ATTENTION, _ = random_norm_attention(RNG, 4, 20, 2, 64, patterns=2)
 OTHERS = {
     "attention": ATTENTION,
     "no bias": graphs.random_attention(RNG, 1, 5, 1, 16, patterns=0),
@@ -51,6 +54,8 @@ OTHERS = {
 FUSED = {
     "norm_linear igelu": random_norm_linear(RNG, 7, 32, 40, activation="igelu")[0],
     "norm_linear merging": random_norm_linear(RNG, 5, 24, 40, group=4, out="i16")[0],
+    "norm_attention": NORM_ATTENTION,
+    "norm_attention no bias": random_norm_attention(RNG, 1, 5, 1, 32, patterns=0)[0],
 }
 
 
@@ -189,6 +194,11 @@ def test_random_problems_of_other_operators(case, target):
         (LAYER_NORM, "layer_norm 3x49x96 uint8", 8 * 147 * 96),
         (FUSED["norm_linear igelu"], "layer_norm, 3x7x32 -> 40 u8 igelu", 2 * 21 * 32 * 40),
         (FUSED["norm_linear merging"], "layer_norm, 3x5x96 -> 40 i16", 2 * 15 * 96 * 40),
+        (
+            NORM_ATTENTION,
+            "layer_norm, qkv of 64 channels, attention 3x4 windows of 20, 2 heads",
+            2 * 3 * 80 * 64 * 192 + 2 * 2 * 12 * 2 * 20 * 20 * 32,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -202,8 +212,9 @@ def test_what_a_task_is_called_and_has_to_do(case, description, operations):
     [
         (LAYER_NORM, V100, LayerNormTile(lanes=32, warps=1), True),
         (NORM_LINEAR, H100, NormGemmTile(16, 32, 32, 1, 1, 1, 2, 32), False),
+        (NORM_ATTENTION, H100, NormAttentionTile(32, 1, 1, 4), False),
     ],
-    ids=["layer_norm", "norm_linear"],
+    ids=["layer_norm", "norm_linear", "norm_attention"],
 )
 def test_a_record_serves_every_shift(tmp_path, monkeypatch, case, target, tile, in_code):
     """Layers that differ in it alone are one task; it is in the code or an argument."""
@@ -254,12 +265,14 @@ def test_one_wrong_number_is_found():
 
 
 @pytest.mark.parametrize(
-    "case", [CASE, ATTENTION, LAYER_NORM, NORM_LINEAR], ids=lambda case: case.node.op
+    "case",
+    [CASE, ATTENTION, LAYER_NORM, NORM_LINEAR, NORM_ATTENTION],
+    ids=lambda case: case.node.op,
 )
 def test_proposals_are_of_the_space(case):
     (task,) = extract_tasks([(emit_operator(case, 2, H100), 2)], H100)
-    tiles = propose(task.shape, {}, [], 16, seed=0)
-    assert len(set(tiles)) == 16
+    tiles = propose(task.shape, {}, [], 12, seed=0)
+    assert len(set(tiles)) == 12
     assert tiles[0] == space.default_tile(task.shape)
     for tile in tiles[1:]:
         made = {}
@@ -267,8 +280,8 @@ def test_proposals_are_of_the_space(case):
             assert getattr(tile, field) in space.candidates(task.shape, field, made)
             made[field] = getattr(tile, field)
     assert space.tile(H100, list(vars(tiles[0]).values())) == tiles[0]
-    with pytest.raises(TypeError, match="no tile has 4 decisions"):
-        space.tile(H100, [1, 2, 3, 4])
+    with pytest.raises(TypeError, match="no tile has 1 decisions"):
+        space.tile(H100, [1])
 
 
 def test_without_a_gpu(monkeypatch):
