@@ -342,13 +342,13 @@ class GraphBuilder:
 
 
 def _block(
-    b: GraphBuilder, rng: Rng, x: str, *, rows: int, c: int, window: int, activation: str
+    b: GraphBuilder, rng: Rng, x: str, *, rows: int, c: int, window: int, activation: str, d: int
 ) -> str:
     """One transformer block on the residual stream `x` of (rows, c)."""
     mlp = {"none": {"zero_point": 0}}.get(activation, {"activation": activation})
     y = b.add(random_layer_norm(rng, rows, c), x)
     y = b.add(random_linear(rng, rows, c, 3 * c, "s8"), y)
-    y = b.add(random_attention(rng, rows // window, window, c // 16, 16, patterns=2), y)
+    y = b.add(random_attention(rng, rows // window, window, c // d, d, patterns=2), y)
     x = b.add(random_linear(rng, rows, c, c, "i16", residual=True), y, x)
     y = b.add(random_layer_norm(rng, rows, c), x)
     y = b.add(random_linear(rng, rows, c, 4 * c, "u8", **mlp), y)
@@ -356,22 +356,27 @@ def _block(
 
 
 def tiny_swin_graph(
-    rng: Rng, size: int = 32, channels: int = 16, classes: int = 5, activation: str = "none"
+    rng: Rng,
+    size: int = 32,
+    channels: int = 16,
+    classes: int = 5,
+    activation: str = "none",
+    d: int = 16,
 ) -> IntegerGraph:
     """Two stages of one block each: all operators of a Swin. `activation` none is the ReLU MLP.
 
-    `size` is a multiple of 16; windows have 16 tokens, heads 16 channels.
+    `size` is a multiple of 16; windows have 16 tokens, heads `d` channels.
     """
     b = GraphBuilder(size)
     rows, c = (size // 4) ** 2, channels
     x = b.add(patchify_case(size, size, 4), "image")
     x = b.add(random_linear(rng, rows, 48, c, "i16"), x)
     x = b.add(random_layer_norm(rng, rows, c, "i16"), x)
-    x = _block(b, rng, x, rows=rows, c=c, window=16, activation=activation)
+    x = _block(b, rng, x, rows=rows, c=c, window=16, activation=activation, d=d)
     x = b.add(random_layer_norm(rng, rows // 4, c, group=4), x)
     x = b.add(random_linear(rng, rows // 4, 4 * c, 2 * c, "i16"), x)
     rows, c = rows // 4, 2 * c
-    x = _block(b, rng, x, rows=rows, c=c, window=16, activation=activation)
+    x = _block(b, rng, x, rows=rows, c=c, window=16, activation=activation, d=d)
     x = b.add(random_layer_norm(rng, rows, c), x)
     x = b.add(random_mean_pool(rng, rows, c), x)
     b.add(random_linear(rng, 1, c, classes, "i32"), x)
@@ -387,7 +392,7 @@ def tiny_vit_graph(
     x = b.add(patchify_case(size, size, 4), "image")
     x = b.add(random_linear(rng, rows, 48, c, "i16"), x)
     x = b.add(random_add_constant(rng, rows, c), x)
-    x = _block(b, rng, x, rows=rows + 1, c=c, window=rows + 1, activation=activation)
+    x = _block(b, rng, x, rows=rows + 1, c=c, window=rows + 1, activation=activation, d=16)
     x = b.add(random_layer_norm(rng, rows + 1, c), x)
     gather = random_gather_rows(rng, rows + 1, c, 1, dtype="uint8")
     gather.node.tensors["rows"][:] = 0
