@@ -69,6 +69,7 @@ def emit_mma(shape: AttentionShape, tile: MmaAttentionTile, args: Arguments) -> 
             kernel = AttentionWarp(shape, tile, args, lane, place)
             kernel.read(Qkv(args.qkv, 3 * channels, channels, first, kernel.row))
             with where(task < int32(tasks) if tasks % tile.warps else None):
+                kernel.load()
                 kernel.emit()
 
 
@@ -106,7 +107,7 @@ class where:
 
 
 class AttentionWarp:
-    """One warp; `read` says where q, k and v are, then `emit` does the work.
+    """One warp; `read` says where q, k and v are, then `load` and `emit` do the work.
 
     Args:
         shape: the problem.
@@ -145,9 +146,15 @@ class AttentionWarp:
         row = self.args.rows[self.place.window * self.shape.tokens + token]
         return T.Bind(self.image_row + row)
 
-    def emit(self) -> None:
-        """All images and strips of the warp."""
+    def load(self) -> None:
+        """Load what does not depend on q, k and v."""
         self.scalars = math.Scalars(self.args.params, self.shape.d)
+        if self.f.bias is not None and self.short:
+            for i in range(self.tile.strips):
+                self.f.load_bias(self._strip(i), 0, self.shape.tokens, i)
+
+    def emit(self) -> None:
+        """All images and strips of the warp, after `load`."""
         self.acc = cuda.registers(8 * self.pairs)
         self.p = cuda.registers(-(-self.pairs // 2) * 4)
         self.o = cuda.registers(16 * self.steps)
@@ -155,9 +162,6 @@ class AttentionWarp:
         self.ones = cuda.registers(2)
         for i in range(2):
             T.buffer_store(self.ones, int32(_ONES), [i])
-        if self.f.bias is not None and self.short:
-            for i in range(self.tile.strips):
-                self.f.load_bias(self._strip(i), 0, self.shape.tokens, i)
         if self.tile.images == 1:
             self._image(self.place.first_image)
             return

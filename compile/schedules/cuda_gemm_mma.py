@@ -27,13 +27,16 @@ from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
-from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile
-from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
+from intswin.compile.schedules.cuda_gemm_tiles import GPUS, CudaGemmShape, MmaTile
+from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
 _STEP = 32  # depth of an mma
 _GROUP = 32  # columns of a group of the packed weight
 _PIECE = _GROUP * _STEP  # bytes of a group in a step
+# The epilogue's constants and residual are loaded first for a warp of so few 16x32 results, in
+# problems of so few blocks for each multiprocessor that others do not hide the wait.
+_EARLY, _WAVES = 2, 2
 
 
 class MmaKernel:
@@ -72,6 +75,7 @@ class MmaKernel:
         self._plan_loads()
         for i in range(max(ahead, 1)):
             self._load(int32(i), i)
+        self._plan_write()
         self._prepare_x()
         for index in range(int(self.acc.shape[0])):
             T.buffer_store(self.acc, int32(0), [index])
@@ -206,17 +210,27 @@ class MmaKernel:
                         for j in range(4):
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
 
-    def _write(self) -> None:
-        tile = self.tile
-        write_accumulators(
-            self.shape,
-            self.args,
-            self.acc,
-            LanePlace(
-                row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
-                offsets=[8 * r for r in range(self.row_blocks * 2)],
-                column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
-                groups=self.groups,
-            ),
-            tile,
+    def _plan_write(self) -> None:
+        """Load what the epilogue needs, where that is little and waiting for it would show."""
+        gpu, tile = GPUS[self.shape.arch], self.tile
+        blocks = -(-self.shape.rows // tile.block_rows) * -(
+            -self.shape.columns // tile.block_columns
         )
+        self.early = self.groups * self.row_blocks <= _EARLY and blocks <= _WAVES * gpu.processors
+        if self.early:
+            self.writer = self._writer()
+            self.writer.load(0)
+
+    def _writer(self) -> AccumulatorWriter:
+        tile = self.tile
+        place = LanePlace(
+            row=self.row + self.row_warp * tile.warp_rows + self.lane // 4,
+            offsets=[8 * r for r in range(self.row_blocks * 2)],
+            column=self.column + self.column_warp * tile.warp_columns + self.lane % 4 * 8,
+            groups=self.groups,
+        )
+        return AccumulatorWriter(self.shape, self.args, place, tile)
+
+    def _write(self) -> None:
+        writer = self.writer if self.early else self._writer()
+        writer.write(self.acc)

@@ -26,7 +26,7 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
     CudaGemmShape,
     WgmmaTile,
 )
-from intswin.compile.schedules.cuda_gemm_write import LanePlace, write_accumulators
+from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Expr
 
 _ROWS = 64  # of a multiplication
@@ -76,18 +76,13 @@ class WgmmaKernel:
                 self._slice(i)
         T.evaluate(cuda.wgmma_results(self.acc))
         lane, warp = place.thread % 32, place.thread // 32 % 4
-        write_accumulators(
-            shape,
-            self.args,
-            self.acc,
-            LanePlace(
-                row=place.row + self.row + warp * 16 + lane // 4,
-                offsets=[_ROWS * m + 8 * half for m in range(self.row_blocks) for half in (0, 1)],
-                column=place.column + self.column + lane % 4 * 8,
-                groups=self.columns // 32,
-            ),
-            tile,
+        results = LanePlace(
+            row=place.row + self.row + warp * 16 + lane // 4,
+            offsets=[_ROWS * m + 8 * half for m in range(self.row_blocks) for half in (0, 1)],
+            column=place.column + self.column + lane % 4 * 8,
+            groups=self.columns // 32,
         )
+        AccumulatorWriter(shape, self.args, results, tile).write(self.acc)
 
     def _slot(self, slice_: Expr) -> Expr:
         slot = slice_ % self.tile.stages

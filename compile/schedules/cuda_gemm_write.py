@@ -38,32 +38,51 @@ class LanePlace:
     groups: int
 
 
-def write_accumulators(
-    shape: CudaGemmShape, args: Arguments, acc: Buffer, place: LanePlace, tile: MmaTile | WgmmaTile
-) -> None:
-    """Emit the epilogue of all results that exist."""
-    epilogue = Epilogue(shape, args, _WIDTH, len(place.offsets))
-    first_row, first = T.Bind(place.row), place.column
-    for group in range(place.groups):
-        column = T.Bind(first + group * _GROUP)
-        epilogue.load_columns(column)
-        for r, offset in enumerate(place.offsets):
-            epilogue.load_residual(r, first_row + offset, column)
-        for r, offset in enumerate(place.offsets):
-            row = T.Bind(first_row + offset)
+class AccumulatorWriter:
+    """The epilogue of a lane; made where its scalars may be loaded."""
+
+    def __init__(
+        self, shape: CudaGemmShape, args: Arguments, place: LanePlace, tile: MmaTile | WgmmaTile
+    ) -> None:
+        self._shape, self._place, self._tile = shape, place, tile
+        self._epilogue = Epilogue(shape, args, _WIDTH, len(place.offsets))
+        self._row, self._loaded = T.Bind(place.row), -1
+
+    def load(self, group: int) -> None:
+        """Load what the results of a group need: its constants and residual."""
+        column = self._column(group)
+        self._epilogue.load_columns(column)
+        for r, offset in enumerate(self._place.offsets):
+            self._epilogue.load_residual(r, self._row + offset, column)
+        self._loaded = group
+
+    def write(self, acc: Buffer) -> None:
+        """Emit the epilogue of all results that exist."""
+        for group in range(self._place.groups):
+            if group != self._loaded:
+                self.load(group)
+            self._write_group(acc, group, self._column(group))
+
+    def _column(self, group: int) -> Expr:
+        return T.Bind(self._place.column + group * _GROUP)
+
+    def _write_group(self, acc: Buffer, group: int, column: Expr) -> None:
+        shape, tile, groups = self._shape, self._tile, self._place.groups
+        for r, offset in enumerate(self._place.offsets):
+            row = T.Bind(self._row + offset)
             conditions = []
             if shape.rows % tile.block_rows:
                 conditions.append(row < int32(shape.rows))
             if shape.columns % tile.block_columns:
                 conditions.append(column < int32(shape.columns))
             at = [
-                (((r // 2) * place.groups + group) * 4 + i // 2) * 4 + r % 2 * 2 + i % 2
+                (((r // 2) * groups + group) * 4 + i // 2) * 4 + r % 2 * 2 + i % 2
                 for i in range(_WIDTH)
             ]
             values = [acc[index] for index in at]
             if not conditions:
-                epilogue.store(r, row, column, values)
+                self._epilogue.store(r, row, column, values)
                 continue
             with T.If(tirx.all(*conditions)):
                 with T.Then():
-                    epilogue.store(r, row, column, values)
+                    self._epilogue.store(r, row, column, values)

@@ -22,6 +22,39 @@ from intswin.compile.schedules.layer_norm import LayerNormShape
 Store = Callable[[Expr, list[Expr]], None]
 
 
+class RowConstants:
+    """A lane's gamma and beta in registers, for all of its rows.
+
+    Loaded where this is made: before a row is read, so that nobody waits for them.
+    """
+
+    def __init__(
+        self, shape: LayerNormShape, lanes: int, args: Mapping[str, Buffer], lane: Expr
+    ) -> None:
+        self._width, vectors = width_of(shape), vectors_of(shape)
+        count = -(-vectors // lanes)
+        self._values = {name: cuda.registers(count * self._width) for name in ("gamma", "beta")}
+        for i in range(count):
+            vector = lane + i * lanes
+            if (i + 1) * lanes > vectors:
+                vector = tirx.min(vector, int32(vectors - 1))
+            first = T.Bind(vector * self._width)
+            for name, registers in self._values.items():
+                load_constants(args[name], first, registers, i * self._width, self._width)
+
+    def of(self, i: int) -> list[list[Expr]]:
+        """Gamma and beta of the lane's vector `i`."""
+        place = range(i * self._width, (i + 1) * self._width)
+        return [[registers[at] for at in place] for registers in self._values.values()]
+
+
+def load_constants(source: Buffer, first: Expr, registers: Buffer, at: int, width: int) -> None:
+    """Load `width` int32, a multiple of 4, from `first` on."""
+    for i in range(0, width, 4):
+        pointer = cuda.pointer(source, first + i)
+        T.evaluate(cuda.load_global(cuda.pointer(registers, at + i), pointer, 16))
+
+
 class LayerNormRow:
     """One lane's part of a row.
 
@@ -32,6 +65,7 @@ class LayerNormRow:
         row: of all images' output rows together; one behind the last repeats that.
         lane: number of this one.
         shift: the last right shift.
+        constants: gamma and beta, where they are in registers already.
     """
 
     def __init__(
@@ -42,9 +76,10 @@ class LayerNormRow:
         row: Expr,
         lane: Expr,
         shift: Expr,
+        constants: RowConstants | None = None,
     ) -> None:
         self.shape, self.lanes, self.args, self.row, self.lane = shape, lanes, args, row, lane
-        self.shift = shift
+        self.shift, self.constants = shift, constants
         self.width, self.vectors = width_of(shape), vectors_of(shape)
         self.count = -(-self.vectors // lanes)  # vectors of a lane
         self.words = -(-self.width // 2)  # of a vector
@@ -157,7 +192,10 @@ class LayerNormRow:
                     store(vector, self._results(i, vector))
 
     def _results(self, i: int, vector: Expr) -> list[Expr]:
-        gamma, beta = (self._constants(name, vector) for name in ("gamma", "beta"))
+        if self.constants is not None:
+            gamma, beta = self.constants.of(i)
+        else:
+            gamma, beta = (self._constants(name, vector) for name in ("gamma", "beta"))
         results = []
         for x, g, b in zip(self._channels(i), gamma, beta, strict=True):
             wide = unsigned(x) * self.factor + self.offset
@@ -173,9 +211,7 @@ class LayerNormRow:
         if self.width < 4:
             return [source[vector * self.width + i] for i in range(self.width)]
         registers = cuda.registers(self.width)
-        for at in range(0, self.width, 4):
-            pointer = cuda.pointer(source, vector * self.width + at)
-            T.evaluate(cuda.load_global(cuda.pointer(registers, at), pointer, 16))
+        load_constants(source, vector * self.width, registers, 0, self.width)
         return [registers[i] for i in range(self.width)]
 
 

@@ -144,10 +144,9 @@ class _Kernel(MmaKernel):
         """Emit the product, which ends in shared memory, then the attention."""
         super().emit()
         cuda.synchronize()
-        strip = T.Bind(self.thread // 32)
         strips = self.problem.block_rows // STRIP
-        with where(strip < int32(strips) if self.tile.threads > 32 * strips else None):
-            self._attend(strip)
+        with where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None):
+            self.attention.emit()
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns, a row of the packed weight."""
@@ -171,6 +170,14 @@ class _Kernel(MmaKernel):
         for copies in self.parts:
             copies.start(slice_, base)
 
+    def _plan_write(self) -> None:
+        """Load what comes from global memory now, so that nobody waits for it later."""
+        self.strip = T.Bind(self.thread // 32)
+        self.attention = self._attention(self.strip)
+        self.attention.load()
+        self.epilogue = Epilogue(self.shape, self.args, _WIDTH, 2)
+        self._load_columns(0)
+
     def _prepare_x(self) -> None:
         self.rows.emit()
 
@@ -179,17 +186,25 @@ class _Kernel(MmaKernel):
 
     def _write(self) -> None:
         """Requantize q, k and v to shared memory, row by row of `COLUMNS`."""
-        epilogue = Epilogue(self.shape, self.args, _WIDTH, 2)
         row = T.Bind(self.row_warp * 16 + self.lane // 4)
         for group in range(self.groups):
-            part = T.Bind(self.column_warp * self.groups + group)
-            within = T.Bind(self.lane % 4 * _WIDTH)
-            epilogue.load_columns((part * self.problem.heads + self.head) * D + within)
+            if group:
+                self._load_columns(group)
+            column = T.Bind(self._part(group) * D + self.lane % 4 * _WIDTH)
             for half in range(2):
-                acc = [self.acc[(group * 4 + i // 2) * 4 + 2 * half + i % 2] for i in range(_WIDTH)]
-                epilogue.store(half, row + 8 * half, part * D + within, acc)
+                at = [(group * 4 + i // 2) * 4 + 2 * half + i % 2 for i in range(_WIDTH)]
+                results = [self.acc[index] for index in at]
+                self.epilogue.store(half, row + 8 * half, column, results)
 
-    def _attend(self, strip: Expr) -> None:
+    def _part(self, group: int) -> Expr:
+        """Which of q, k and v a group of the warp's columns is."""
+        return self.column_warp * self.groups + group
+
+    def _load_columns(self, group: int) -> None:
+        first = (self._part(group) * self.problem.heads + self.head) * D
+        self.epilogue.load_columns(first + self.lane % 4 * _WIDTH)
+
+    def _attention(self, strip: Expr) -> AttentionWarp:
         args = cuda_attention_types.Arguments(
             qkv=self.qkv,
             rows=self.buffers["rows"],
@@ -202,4 +217,4 @@ class _Kernel(MmaKernel):
         tile = MmaAttentionTile(strips=1, images=1, warps=1)
         warp = AttentionWarp(self.problem.attention, tile, args, self.lane, place)
         warp.read(Qkv(self.qkv, COLUMNS, D, int32(0), T.Bind))
-        warp.emit()
+        return warp

@@ -15,9 +15,12 @@ from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
-from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
+from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, RowConstants
+from intswin.compile.schedules.cuda_layer_norm_space import vectors_of
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
+
+_MOST_VECTORS = 4  # whose gamma and beta, 16 registers each, a lane keeps for all of its rows
 
 
 class NormalisedRows:
@@ -44,6 +47,7 @@ class NormalisedRows:
         self._shape, self._tile, self._args, self._place = shape, tile, args, place
         self._address, self._rows = address, rows
         self._slice_bytes = tile.block_rows * tile.block_depth
+        self._constants: RowConstants | None = None
 
     def slice_address(self, index: Expr) -> Expr:
         """Of a slice."""
@@ -55,6 +59,8 @@ class NormalisedRows:
         at_once = tile.threads // tile.lanes
         lane = T.Bind(thread % tile.lanes)
         shift = T.Bind(self._args["params"][1].astype("int32"))
+        if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
+            self._constants = RowConstants(self._shape, tile.lanes, self._args, lane)
         if at_once >= rows:
             self._row(thread // tile.lanes, lane, shift, at_once > rows)
             return
@@ -65,7 +71,10 @@ class NormalisedRows:
         """A row of the block; `partial`: if so many are normalised."""
         tile = self._tile
         row = T.Bind(row)
-        norm = LayerNormRow(self._shape, tile.lanes, self._args, self._place.row + row, lane, shift)
+        of_all = self._place.row + row
+        norm = LayerNormRow(
+            self._shape, tile.lanes, self._args, of_all, lane, shift, self._constants
+        )
         norm.load()
         norm.statistics()
         chunks = tile.block_depth // CHUNK
