@@ -17,9 +17,10 @@ from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
 
-# Multiply-accumulates of the GEMM up to which one kernel was faster on an H200 (those of swin_tiny
-# for one image have 2^27 at most); docs/results/gpu_speed.md has the numbers.
+# Multiply-accumulates of the GEMM, and channels of a window that each head normalises, up to which
+# one kernel was faster on an H200; docs/results/gpu_speed.md has the numbers.
 _MOST_PRODUCTS = 1 << 28
+_MOST_NORMALISED = 64 * 192
 _NAMES = {"rows": "rows", "params": "score_params", "bias": "score_bias", "pattern": "pattern"}
 
 
@@ -61,6 +62,7 @@ def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target
     tokens = attention.tensors["rows"].shape[1]
     if (
         rows * channels * outputs > _MOST_PRODUCTS
+        or tokens * channels > _MOST_NORMALISED
         or not cuda_norm_attention_space.takes(tokens, int(attention.attrs["d"]), channels)
         or weight_layout(target, channels, rows) != "mma"
     ):
