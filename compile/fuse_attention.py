@@ -17,7 +17,7 @@ from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
 
-# Multiply-accumulates of the GEMM, and channels of a window that each head normalises, up to which
+# Multiply-accumulates of the GEMM, and channels that each head of a window normalises, up to which
 # one kernel was faster on an H200; docs/results/gpu_speed.md has the numbers.
 _MOST_PRODUCTS = 1 << 28
 _MOST_NORMALISED = 64 * 192
@@ -62,7 +62,6 @@ def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target
     tokens = attention.tensors["rows"].shape[1]
     if (
         rows * channels * outputs > _MOST_PRODUCTS
-        or tokens * channels > _MOST_NORMALISED
         or not cuda_norm_attention_space.takes(tokens, int(attention.attrs["d"]), channels)
         or weight_layout(target, channels, rows) != "mma"
     ):
@@ -78,5 +77,6 @@ def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target
         },
         attrs={**attention.attrs, **linear.attrs, "shift": norm.attrs["shift"]},
     )
-    fits = cuda_norm_attention_space.fits(norm_attention.shape_of(node, batch, target))
-    return node if fits else None
+    shape = norm_attention.shape_of(node, batch, target)
+    space = cuda_norm_attention_space
+    return node if space.fits(shape) and space.normalised(shape) <= _MOST_NORMALISED else None

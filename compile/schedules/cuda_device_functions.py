@@ -185,6 +185,14 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
       : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 """,
     ),
+    "intswin_store_cluster_8": (
+        "void",
+        "unsigned int address, const int* r",
+        """
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};"
+      :: "r"(address), "r"(r[0]), "r"(r[1]) : "memory");
+""",
+    ),
     "intswin_cluster_arrive": (
         "void",
         "",

@@ -172,6 +172,14 @@ def load_cluster_16(registers: Expr, address: Expr) -> Expr:
     return _call("intswin_load_cluster_16", registers, address)
 
 
+def store_cluster_8(address: Expr, registers: Expr) -> Expr:
+    """Store 2 int32 registers to an address of `map_shared`, 8-byte aligned; sm_90.
+
+    All blocks of the cluster have to have started: behind a barrier of the cluster.
+    """
+    return _call("intswin_store_cluster_8", address, registers)
+
+
 def cluster_arrive() -> Expr:
     """Tell the cluster that this thread has done what is before; by whole warps; sm_90."""
     return _call("intswin_cluster_arrive")

@@ -3,12 +3,14 @@
 A block of threads has one head of one window. It normalises the window's tokens to shared memory
 (cuda_norm_rows.py) while the weight of the head's q, k and v is on its way, multiplies as
 cuda_gemm_mma.py does, and writes q, k and v to shared memory, where a warp for each 16 queries
-reads them as cuda_attention_mma.py does. Every head normalises the window again, so this is for
-small problems (fuse_attention.py).
+reads them as cuda_attention_mma.py does. On sm_90 the blocks of some heads are a cluster: each
+normalises a part of the tokens and writes it to the shared memory of all. Elsewhere every head
+normalises the window again; so this is for small problems (fuse_attention.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from tvm import tirx
@@ -100,9 +102,12 @@ def kernel(
             T.func_name(OP)
             args = cuda_tiles.declare(types)
             blocks = shape.batch * shape.windows * shape.heads
-            with T.launch_thread("blockIdx.x", blocks) as block:
-                with T.launch_thread("threadIdx.x", gemm.threads) as thread:
-                    _Kernel(shape, tile, args, block, thread).emit()
+            with contextlib.ExitStack() as launch:
+                if tile.cluster > 1:
+                    launch.enter_context(T.launch_thread("clusterCtaIdx.x", tile.cluster))
+                block = launch.enter_context(T.launch_thread("blockIdx.x", blocks))
+                thread = launch.enter_context(T.launch_thread("threadIdx.x", gemm.threads))
+                _Kernel(shape, tile, args, block, thread).emit()
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
 
 
@@ -138,10 +143,16 @@ class _Kernel(MmaKernel):
         place = Place(thread, T.Bind(rest * shape.tokens), int32(0))
         super().__init__(shape.gemm, gemm, of_gemm, place, memory)
         x = self.shared + tirx.const(gemm.stages * gemm.stage_bytes, "uint32")
-        self.rows = NormalisedRows(shape.norm, gemm, args, place, x, shape.tokens)
+        self.cluster = tile.cluster
+        rank = T.Bind(tirx.truncmod(self.head, int32(tile.cluster)))
+        self.rows = NormalisedRows(
+            shape.norm, gemm, args, place, x, shape.tokens, tile.cluster, rank
+        )
 
     def emit(self) -> None:
         """Emit the product, which ends in shared memory, then the attention."""
+        if self.cluster > 1:
+            T.evaluate(cuda.cluster_arrive())
         super().emit()
         cuda.synchronize()
         strips = self.problem.block_rows // STRIP
@@ -179,7 +190,13 @@ class _Kernel(MmaKernel):
         self._load_columns(0)
 
     def _prepare_x(self) -> None:
+        if self.cluster == 1:
+            self.rows.emit()
+            return
+        T.evaluate(cuda.cluster_wait())  # all have started: their memory is there
         self.rows.emit()
+        T.evaluate(cuda.cluster_arrive())
+        T.evaluate(cuda.cluster_wait())
 
     def _x_address(self, slice_: Expr, _slot: Expr) -> Expr:
         return self.rows.slice_address(slice_)

@@ -23,6 +23,7 @@ COLUMNS = 3 * D  # of q, k and v of a head
 _MOST_VECTORS = 16  # of 8 channels, that a lane keeps in registers
 _MOST_THREADS = 512
 _MOST_STAGES = 8
+_FIRST_WITH_CLUSTERS = 90
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,13 @@ class NormAttentionTile:
     A warp of each 16 rows, as attention has it, for each share of the columns and of the depth.
 
     Attributes:
-        block_depth: input channels of a slice of the weight.
+        cluster: blocks, of neighbouring heads of a window, that normalise it together.
         column_warps: warps that share q, k and v.
         depth_warps: warps that share the steps of 32 of a slice.
         lanes: of a warp that normalise a row together, a power of two.
     """
 
-    block_depth: int
+    cluster: int
     column_warps: int
     depth_warps: int
     lanes: int
@@ -119,18 +120,23 @@ def candidates(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -
 
 def fits(shape: NormAttentionShape) -> bool:
     """Whether there is a tile: shared memory suffices."""
-    return bool(_block_depths(shape))
+    return _block_depth(shape) > 0
+
+
+def normalised(shape: NormAttentionShape) -> int:
+    """Elements that a block has to normalise at least, where heads share the work."""
+    return -(-shape.tokens // max(_clusters(shape))) * shape.channels
 
 
 def default_tile(shape: NormAttentionShape) -> NormAttentionTile:
     """The tile that is used when no record says better: as many warps as there may be."""
     made: dict[str, int] = {}
-    for field in ("block_depth", "column_warps", "depth_warps"):
+    for field in ("cluster", "column_warps", "depth_warps"):
         made[field] = max(_values(shape, field, made))
     lanes = _values(shape, "lanes", made)
     threads = 32 * shape.block_rows // STRIP * made["column_warps"] * made["depth_warps"]
     # Most lanes with which all rows are normalised at once; else the fewest there are.
-    once = [n for n in lanes if n * shape.tokens <= threads]
+    once = [n for n in lanes if n * -(-shape.tokens // made["cluster"]) <= threads]
     return NormAttentionTile(**made, lanes=max(once, default=min(lanes)))
 
 
@@ -139,11 +145,11 @@ def gemm_tile(shape: NormAttentionShape, tile: NormAttentionTile) -> NormGemmTil
     return NormGemmTile(
         block_rows=shape.block_rows,
         block_columns=COLUMNS,
-        block_depth=tile.block_depth,
+        block_depth=_block_depth(shape),
         row_warps=shape.block_rows // STRIP,
         column_warps=tile.column_warps,
         depth_warps=tile.depth_warps,
-        stages=_stages(shape, tile.block_depth),
+        stages=_stages(shape, _block_depth(shape)),
         lanes=tile.lanes,
     )
 
@@ -162,8 +168,8 @@ def shared_bytes(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
 
 def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> list[int]:
     strips = shape.block_rows // STRIP
-    if field == "block_depth":
-        return _block_depths(shape)
+    if field == "cluster":
+        return _clusters(shape)
     if field == "column_warps":
         return [1, 3]
     if field == "depth_warps":
@@ -172,7 +178,7 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
         return [
             w
             for w in (1, 2, 3, 4, 6, 8)
-            if made["block_depth"] // STRIP // 2 % w == 0
+            if _block_depth(shape) // 32 % w == 0
             and 32 * warps * w <= _MOST_THREADS
             and (w - 1) * shape.block_rows * COLUMNS * 4 <= limit
         ]
@@ -180,13 +186,17 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
     return [n for n in (1, 2, 4, 8, 16, 32) if n <= vectors <= n * _MOST_VECTORS]
 
 
-def _block_depths(shape: NormAttentionShape) -> list[int]:
-    """The depths of slices of which the shared memory has room for two, or for all."""
-    return [
-        depth
-        for depth in sorted({*BLOCK_DEPTHS, shape.channels})
-        if shape.channels % depth == 0 and _stages(shape, depth)
-    ]
+def _clusters(shape: NormAttentionShape) -> list[int]:
+    """Numbers of blocks that can share a window: up to 8 of them are always possible."""
+    if shape.arch < _FIRST_WITH_CLUSTERS:
+        return [1]
+    return [n for n in range(1, 9) if shape.heads % n == 0]
+
+
+def _block_depth(shape: NormAttentionShape) -> int:
+    """Input channels of a slice of the weight: all, or as many as there is room for twice; 0."""
+    depths = [d for d in (shape.channels, *reversed(BLOCK_DEPTHS)) if shape.channels % d == 0]
+    return next((depth for depth in depths if _stages(shape, depth)), 0)
 
 
 def _stages(shape: NormAttentionShape, block_depth: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
@@ -33,6 +34,8 @@ class NormalisedRows:
         place: the thread and the block's first row.
         address: in shared memory.
         rows: how many of the block's are normalised, the first ones.
+        cluster: blocks that share them: each normalises a part of them, for all.
+        rank: of this one in the cluster, whose blocks have all started.
     """
 
     def __init__(
@@ -43,9 +46,12 @@ class NormalisedRows:
         place: Place,
         address: Expr,
         rows: int,
+        cluster: int = 1,
+        rank: Expr | None = None,
     ) -> None:
         self._shape, self._tile, self._args, self._place = shape, tile, args, place
         self._address, self._rows = address, rows
+        self._cluster, self._rank = cluster, rank
         self._slice_bytes = tile.block_rows * tile.block_depth
         self._constants: RowConstants | None = None
 
@@ -54,8 +60,11 @@ class NormalisedRows:
         return self._address + (index * self._slice_bytes).astype("uint32")
 
     def emit(self) -> None:
-        """Normalise the rows; one behind the last that exists repeats that."""
-        tile, thread, rows = self._tile, self._place.thread, self._rows
+        """Normalise this block's part; a row behind the last that exists repeats that.
+
+        In a cluster, the others' parts are there behind the barrier that follows.
+        """
+        tile, thread, rows = self._tile, self._place.thread, -(-self._rows // self._cluster)
         at_once = tile.threads // tile.lanes
         lane = T.Bind(thread % tile.lanes)
         shift = T.Bind(self._args["params"][1].astype("int32"))
@@ -68,9 +77,15 @@ class NormalisedRows:
             self._row(i * at_once + thread // tile.lanes, lane, shift, rows % at_once > 0)
 
     def _row(self, row: Expr, lane: Expr, shift: Expr, partial: bool) -> None:
-        """A row of the block; `partial`: if so many are normalised."""
-        tile = self._tile
+        """A row of this block's part; `partial`: if the part has so many."""
+        tile, conditions = self._tile, []
         row = T.Bind(row)
+        if partial:
+            conditions.append(row < int32(-(-self._rows // self._cluster)))
+        if self._cluster > 1:
+            row = T.Bind(self._rank * -(-self._rows // self._cluster) + row)
+            if self._rows % self._cluster:
+                conditions.append(row < int32(self._rows))
         of_all = self._place.row + row
         norm = LayerNormRow(
             self._shape, tile.lanes, self._args, of_all, lane, shift, self._constants
@@ -79,6 +94,9 @@ class NormalisedRows:
         norm.statistics()
         chunks = tile.block_depth // CHUNK
         base = T.Bind(self._address + (row * tile.block_depth).astype("uint32"))
+        bases = [base]
+        if self._cluster > 1:
+            bases = [T.Bind(cuda.map_shared(base, int32(i))) for i in range(self._cluster)]
         permuted = T.Bind(permutation(row, chunks))
         packed = cuda.registers(2)
 
@@ -88,12 +106,14 @@ class NormalisedRows:
             within = (chunk % chunks ^ permuted) * CHUNK + vector % 2 * 8
             for half in range(2):
                 T.buffer_store(packed, cuda.pack_u8(*results[4 * half : 4 * half + 4]), [half])
-            address = base + (slice_ + within).astype("uint32")
-            T.evaluate(cuda.store_shared_8(address, cuda.pointer(packed, 0)))
+            offset = T.Bind((slice_ + within).astype("uint32"))
+            write = cuda.store_shared_8 if self._cluster == 1 else cuda.store_cluster_8
+            for to in bases:
+                T.evaluate(write(to + offset, cuda.pointer(packed, 0)))
 
-        if not partial:
+        if not conditions:
             norm.write(store)
             return
-        with T.If(row < int32(self._rows)):
+        with T.If(tirx.all(*conditions)):
             with T.Then():
                 norm.write(store)

@@ -8,7 +8,8 @@ from cuda_source import run, zeros
 
 from cuda_emulator import EmulationError
 
-FUNCTIONS = ["shared_address", "map_shared", "load_cluster_16", "cluster_arrive", "cluster_wait"]
+FUNCTIONS = ["shared_address", "map_shared", "load_cluster_16", "store_cluster_8"]
+FUNCTIONS += ["cluster_arrive", "cluster_wait"]
 # A block writes 64 words to its own shared memory and reads those of the next block.
 EXCHANGE = """
   extern __shared__ int own[];
@@ -109,7 +110,7 @@ def test_what_follows_the_arrival_is_not_ordered(statement, message):
 
 def test_memory_that_is_still_read_must_not_be_written():
     body = EXCHANGE.replace("y[block", "own[l] = 0; y[block")
-    with pytest.raises(EmulationError, match="race on .*: read by .*, written by this one"):
+    with pytest.raises(EmulationError, match=r"race on .*: read by .*, written by this one"):
         exchange(body, races=True)
     assert exchange(EXCHANGE + "own[l] = 0;", races=True)
 
@@ -125,3 +126,37 @@ def test_memory_that_is_still_read_must_not_be_written():
 def test_what_is_not_emulated(options, message):
     with pytest.raises(EmulationError, match=message):
         exchange(**options)
+
+
+# A block writes 64 words to the shared memory of the next block.
+PUSH = """
+  extern __shared__ int own[];
+  int rank, r[2], l = threadIdx.x, blocks = BLOCKS;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank) :);
+  intswin_cluster_arrive();  // 0
+  r[0] = x[blockIdx.x * 64 + l], r[1] = -r[0];
+  unsigned address = intswin_shared_address(own + 2 * l);
+  intswin_cluster_wait();  // 0
+  intswin_store_cluster_8(intswin_map_shared(address, (rank + 1) % blocks), r);
+  intswin_cluster_arrive();  // 1
+  intswin_cluster_wait();  // 1
+  y[blockIdx.x * 64 + l] = own[2 * l] - own[2 * l + 1];
+"""
+
+
+@pytest.mark.parametrize("cluster", [1, 4])
+def test_blocks_write_each_others_shared_memory(cluster):
+    x, y = exchange(PUSH, cluster, dynamic_shared=512, races=True)
+    b = np.arange(len(x))
+    np.testing.assert_array_equal(y, 2 * x[b // cluster * cluster + (b - 1) % cluster])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(0, "the other block may not have started"), (1, "race on|has left|leaves")],
+)
+def test_writes_between_barriers_alone(line, message):
+    body = re.sub(rf"  intswin_cluster_\w+\(\);  // {line}\n", "", PUSH)
+    assert body != PUSH
+    with pytest.raises(EmulationError, match=message):
+        exchange(body, dynamic_shared=512, races=True)

@@ -36,14 +36,19 @@ def _described(case, batch, target):
 @pytest.mark.parametrize(
     ("target_name", "problem", "tile"),
     [
-        # windows, tokens, heads, channels, patterns: rows are masked, all of the weight at once
-        ("cuda-h100", (2, 49, 3, 96, 2), NormAttentionTile(96, 3, 1, 4)),
-        # depth shared by warps, slots are filled again
-        ("cuda-h100", (1, 16, 2, 384, 1), NormAttentionTile(64, 1, 2, 8)),
+        # windows, tokens, heads, channels, patterns: rows are masked
+        ("cuda-h100", (2, 49, 3, 96, 2), NormAttentionTile(1, 3, 1, 4)),
+        # three heads normalise 17, 17 and 15 rows
+        ("cuda-h100", (2, 49, 3, 96, 2), NormAttentionTile(3, 3, 1, 4)),
+        # depth shared by warps
+        ("cuda-h100", (1, 16, 2, 384, 1), NormAttentionTile(2, 1, 2, 8)),
         # no bias; rows in passes, the last one not full
-        ("cuda-h100", (3, 20, 1, 64, 0), NormAttentionTile(32, 1, 1, 8)),
-        ("cuda-h100", (1, 64, 1, 32, 1), NormAttentionTile(32, 3, 1, 2)),
-        ("cuda-t4", (1, 33, 2, 64, 1), NormAttentionTile(32, 3, 1, 8)),
+        ("cuda-h100", (3, 20, 1, 64, 0), NormAttentionTile(1, 1, 1, 8)),
+        # the rows of one head of a cluster have ended before its part
+        ("cuda-h100", (1, 10, 8, 32, 1), NormAttentionTile(8, 3, 1, 1)),
+        ("cuda-h100", (1, 64, 1, 32, 1), NormAttentionTile(1, 3, 1, 2)),
+        # several slices, slots are filled again
+        ("cuda-t4", (1, 33, 2, 896, 1), NormAttentionTile(1, 3, 1, 8)),
     ],
     ids=str,
 )
@@ -100,8 +105,10 @@ def test_every_draw_is_a_tile(arch):
         gemm = gemm_tile(shape, tile)
         assert shape.block_rows * 2 <= gemm.threads <= 512  # a warp for each strip
         assert shared_bytes(shape, tile) <= GPUS[arch].shared_bytes
-        assert shape.channels % tile.block_depth == 0
-        slices = shape.channels // tile.block_depth
+        assert shape.channels % gemm.block_depth == 0
+        assert shape.heads % tile.cluster == 0
+        assert tile.cluster == 1 or arch == 90
+        slices = shape.channels // gemm.block_depth
         assert gemm.stages == slices == 1 or 2 <= gemm.stages <= slices
         assert shape.channels <= 8 * 16 * tile.lanes
         if arch == 75:  # copies are not asynchronous
@@ -117,5 +124,5 @@ def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     case, _ = random_norm_attention(np.random.default_rng(4), 1, 16, 1, 64)
     func, _ = _described(case, 1, target)
-    with pytest.raises(ValueError, match="block_depth=96 is not one of"):
-        cuda_kernels.schedule(s_tir.Schedule(func), target, NormAttentionTile(96, 3, 1, 4))
+    with pytest.raises(ValueError, match="cluster=2 is not one of"):
+        cuda_kernels.schedule(s_tir.Schedule(func), target, NormAttentionTile(2, 3, 1, 4))

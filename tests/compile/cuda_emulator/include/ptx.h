@@ -316,6 +316,13 @@ static inline void ld_shared_cluster_v4_b32(R& r0, R& r1, R& r2, R& r3, unsigned
   load_cluster(address, 4, r);
   r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
 }
+EMU_UNCHECKED static inline void st_shared_cluster_v2_b32(unsigned address, unsigned r0, unsigned r1) {
+  if (!current->waited) fail("st.shared::cluster: the other block may not have started");
+  char* p = (char*)cluster_pointer(address, 8, "st.shared::cluster");
+  EMU_NOTE(*current, p, 8, true);
+  memcpy(p, &r0, 4);
+  memcpy(p + 4, &r1, 4);
+}
 template <class R>
 static inline void mapa_shared_cluster_u32(R& mapped, unsigned address, unsigned rank) {
   mapped = map_shared_address(address, rank);
