@@ -129,10 +129,15 @@ def normalised(shape: NormAttentionShape) -> int:
 
 
 def default_tile(shape: NormAttentionShape) -> NormAttentionTile:
-    """The tile that is used when no record says better: as many warps as there may be."""
-    made: dict[str, int] = {}
-    for field in ("cluster", "column_warps", "depth_warps"):
-        made[field] = max(_values(shape, field, made))
+    """The tile that is used when no record says better.
+
+    With as many warps as there may be, a multiprocessor has registers for one block.
+    """
+    blocks = shape.batch * shape.windows * shape.heads
+    warps = max if blocks <= GPUS[shape.arch].processors else min
+    made = {"cluster": max(_clusters(shape))}
+    for field in ("column_warps", "depth_warps"):
+        made[field] = warps(_values(shape, field, made))
     lanes = _values(shape, "lanes", made)
     threads = 32 * shape.block_rows // STRIP * made["column_warps"] * made["depth_warps"]
     # Most lanes with which all rows are normalised at once; else the fewest there are.

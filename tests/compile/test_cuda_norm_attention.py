@@ -115,6 +115,21 @@ def test_every_draw_is_a_tile(arch):
             assert gemm.stages <= 2
 
 
+def test_default_tiles():
+    """Those of swin_tiny for one image are close to the fastest that were measured."""
+    swin = {"arch": 90, "batch": 1, "rows": 3136, "tokens": 49, "patterns": 4, "frac": 7}
+    stages = [
+        NormAttentionShape(**swin, windows=windows, heads=heads, channels=32 * heads)
+        for windows, heads in ((64, 3), (16, 6), (4, 12), (1, 24))
+    ]
+    assert list(map(default_tile, stages)) == [
+        NormAttentionTile(cluster=3, column_warps=1, depth_warps=1, lanes=4),
+        NormAttentionTile(cluster=6, column_warps=3, depth_warps=1, lanes=16),
+        NormAttentionTile(cluster=6, column_warps=3, depth_warps=1, lanes=32),
+        NormAttentionTile(cluster=8, column_warps=3, depth_warps=1, lanes=32),
+    ]
+
+
 def test_what_does_not_fit():
     shape = _random_shape(random.Random(0), 75)
     assert not fits(NormAttentionShape(**{**vars(shape), "tokens": 64, "channels": 1024}))
