@@ -168,6 +168,33 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
   asm volatile("st.shared.b32 [%0], %1;" :: "r"(address), "r"(r) : "memory");
 """,
     ),
+    "intswin_map_shared": (
+        "unsigned int",
+        "unsigned int address, int rank",
+        """
+  unsigned int mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+""",
+    ),
+    "intswin_load_cluster_16": (
+        "void",
+        "int* r, unsigned int address",
+        """
+  asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+""",
+    ),
+    "intswin_cluster_arrive": (
+        "void",
+        "",
+        '\n  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");\n',
+    ),
+    "intswin_cluster_wait": (
+        "void",
+        "",
+        '\n  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");\n',
+    ),
     "intswin_load_global_4": ("void", "int* r, const void* source", "\n  *r = *(int*)source;\n"),
     **{
         f"intswin_load_global_{4 * count}": (

@@ -159,6 +159,32 @@ def store_shared_4(address: Expr, value: Expr) -> Expr:
     return _call("intswin_store_shared_4", address, value)
 
 
+def map_shared(address: Expr, rank: Expr) -> Expr:
+    """The uint32 address, in block `rank`'s shared memory, of what is at `address` in this one's.
+
+    `rank`, int32, is that of a block of this one's cluster; sm_90.
+    """
+    return _call("intswin_map_shared", address, rank, dtype="uint32")
+
+
+def load_cluster_16(registers: Expr, address: Expr) -> Expr:
+    """Load 4 int32 registers from an address of `map_shared`, 16-byte aligned; sm_90."""
+    return _call("intswin_load_cluster_16", registers, address)
+
+
+def cluster_arrive() -> Expr:
+    """Tell the cluster that this thread has done what is before; by whole warps; sm_90."""
+    return _call("intswin_cluster_arrive")
+
+
+def cluster_wait() -> Expr:
+    """Wait until all threads of the cluster have arrived as often as this one; sm_90.
+
+    What they did before is then done for this thread, in all shared memory of the cluster.
+    """
+    return _call("intswin_cluster_wait")
+
+
 def load_global(registers: Expr, source: Expr, size: int) -> Expr:
     """Load `size` (4, 8 or 16) aligned bytes from global memory into int32 registers."""
     return _call(f"intswin_load_global_{size}", registers, source)

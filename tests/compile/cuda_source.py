@@ -8,7 +8,16 @@ from intswin.compile.schedules.cuda_device_functions import source_of
 
 
 def run(
-    body, arrays, threads=32, blocks=1, *, functions=(), dynamic_shared=0, races=False, arch=90
+    body,
+    arrays,
+    threads=32,
+    blocks=1,
+    *,
+    functions=(),
+    dynamic_shared=0,
+    cluster=1,
+    races=False,
+    arch=90,
 ):
     """Run `body` as a kernel whose parameters are the arrays; the last one is the output."""
     types = {"int8": "signed char", "uint8": "unsigned char", "int32": "int"}
@@ -16,7 +25,7 @@ def run(
     source = "".join(source_of(name) for name in functions)
     source += f'extern "C" __global__ void kernel({parameters}) {{\n{body}\n}}'
     extents = (blocks, 1, 1, threads, 1, 1)
-    launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared)]
+    launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared, cluster)]
     emulate_source(source, launches, arrays, races=races, arch=arch)
     return list(arrays.values())[-1]
 

@@ -138,6 +138,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
+        ("cluster", ctypes.c_uint),
         ("dynamic_shared", ctypes.c_size_t),
         ("descending", ctypes.c_int),
         ("poison", ctypes.c_uint),
@@ -167,6 +168,7 @@ def _launch(
     description = _Launch(
         (ctypes.c_uint * 3)(*launch.extents[:3]),
         (ctypes.c_uint * 3)(*launch.extents[3:]),
+        launch.cluster,
         launch.dynamic_shared_bytes,
         order,
         _POISONS[order],

@@ -17,6 +17,7 @@ from tvm.tirx.build import split_host_device_mods
 from cuda_emulator.errors import EmulationError
 
 _AXES = tuple(f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx") for axis in "xyz")
+_CLUSTER = "clusterCtaIdx.x"
 _COMPILE = "tvm_callback_cuda_compile"
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 
@@ -26,13 +27,14 @@ class Launch:
     """One kernel call.
 
     Arguments are names of arrays, or NumPy scalars of the kernel's types. `extents` has those of
-    blockIdx.x, y, z and threadIdx.x, y, z.
+    blockIdx.x, y, z and threadIdx.x, y, z; `cluster` blocks, neighbours in x, are a cluster.
     """
 
     kernel: str
     arguments: tuple[str | np.generic, ...]
     extents: tuple[int, ...]
     dynamic_shared_bytes: int
+    cluster: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _launch(kernel, arguments, stmt, kernels, name_of) -> Launch:
     axes = [str(axis) for axis in stmt.value.attrs.launch_params]
     split = len(arguments) - len(axes)
     extents = {axis: int(value) for axis, value in zip(axes, arguments[split:], strict=True)}
-    unknown = set(extents) - {*_AXES, _DYNAMIC_SHARED}
+    unknown = set(extents) - {*_AXES, _DYNAMIC_SHARED, _CLUSTER}
     if unknown:
         raise EmulationError(f"{kernel}: cannot launch with {', '.join(sorted(unknown))}")
     values: list[str | np.generic] = []
@@ -152,4 +154,5 @@ def _launch(kernel, arguments, stmt, kernels, name_of) -> Launch:
         else:
             values.append(name_of(value))
     shape = tuple(extents.get(axis, 1) for axis in _AXES)
-    return Launch(kernel, tuple(values), shape, extents.get(_DYNAMIC_SHARED, 0))
+    shared_bytes, cluster = extents.get(_DYNAMIC_SHARED, 0), extents.get(_CLUSTER, 1)
+    return Launch(kernel, tuple(values), shape, shared_bytes, cluster)

@@ -39,6 +39,7 @@ def _call(asm: str) -> str:
         raise EmulationError(f"the PTX instruction {instruction} is not emulated")
     values = [_expression(o) for text in operand_lists[:2] for o in _split(text, ",") if o.strip()]
     arguments = re.sub(r"[{}\[\]]", "", operands)
+    arguments = re.sub(r"%%(\w+)", r"emu::ptx::\1()", arguments)
     arguments = re.sub(r"%(\d+)", lambda m: values[int(m.group(1))], arguments)
     return f"emu::ptx::{name}({arguments})"
 

@@ -91,8 +91,8 @@ struct Function;
 int load(const void* image, Module** module);
 int find(Module* module, const char* name, Function** function);
 int allow_shared(Function* function, size_t bytes);
-int launch(Function* function, const unsigned grid[3], const unsigned block[3], size_t shared,
-           Stream* stream, void** arguments);
+int launch(Function* function, const unsigned grid[3], const unsigned block[3], unsigned cluster,
+           size_t shared, Stream* stream, void** arguments);
 void device_regions(std::vector<std::pair<char*, size_t>>& regions);  // memory.cpp
 constexpr size_t kGuard = 256 << 10;  // bytes before and behind an allocation
 

@@ -122,15 +122,16 @@ static int run(const Function& function, emu::Launch launch, const std::string& 
   return failed ? fail("kernel: ", message, cudaErrorIllegalAddress) : 0;
 }
 
-int launch(Function* function, const unsigned grid[3], const unsigned block[3], size_t shared,
-           Stream* stream, void** arguments) {
+int launch(Function* function, const unsigned grid[3], const unsigned block[3], unsigned cluster,
+           size_t shared, Stream* stream, void** arguments) {
   unsigned threads = block[0] * block[1] * block[2];
   bool fits = threads && threads <= 1024 && block[2] <= 64 && grid[0] && grid[1] && grid[2] &&
-              grid[1] <= 65535 && grid[2] <= 65535;
+              grid[1] <= 65535 && grid[2] <= 65535 && cluster <= 8 && grid[0] % cluster == 0;
   if (!fits || shared > function->shared) return cudaErrorInvalidValue;
   emu::Launch launch = {};
   memcpy(launch.grid, grid, sizeof launch.grid);
   memcpy(launch.block, block, sizeof launch.block);
+  launch.cluster = cluster;
   launch.dynamic_shared = shared;
   std::string values;  // of TVM: 8 bytes for each argument
   for (unsigned i = 0; i < function->parameters; ++i) {

@@ -1,4 +1,4 @@
-// Launches a kernel: a forked process runs its blocks one after another.
+// Launches a kernel: a forked process runs its clusters of blocks one after another.
 #pragma once
 
 #include <math.h>
@@ -34,9 +34,12 @@ static void on_fault(int signal_number, siginfo_t* info, void* context) {
     fail("%s outside of %s: byte %td of %zu", access, region.name, address - region.data,
          region.bytes);
   }
-  if (address >= dynamic_shared - kSharedGuard &&
-      address < dynamic_shared + dynamic_shared_bytes + kSharedGuard) {
-    fail("%s outside of dynamic shared memory: byte %td of %zu", access, address - dynamic_shared,
+  for (const Block& block : blocks) {
+    const char* start = block.dynamic_shared;
+    if (address < start - kSharedGuard || address >= start + dynamic_shared_bytes + kSharedGuard) {
+      continue;
+    }
+    fail("%s outside of dynamic shared memory: byte %td of %zu", access, address - start,
          dynamic_shared_bytes);
   }
   fail("%s at the address %p, which is in no array", access, address);
@@ -66,13 +69,26 @@ static void protect() {
   }
 }
 
-static void allocate_dynamic_shared(size_t bytes) {
+static char* allocate_dynamic_shared(size_t bytes) {
   size_t pages = (bytes + kPage - 1) / kPage * kPage;
   char* base = (char*)mmap(nullptr, pages + 2 * kSharedGuard, PROT_NONE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   mprotect(base + kSharedGuard, pages, PROT_READ | PROT_WRITE);
-  dynamic_shared = base + kSharedGuard + (pages - bytes) / 128 * 128;
-  dynamic_shared_bytes = bytes;
+  return base + kSharedGuard + (pages - bytes) / 128 * 128;
+}
+
+static void create_blocks() {
+  size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
+  if (launch->cluster > 1 && static_bytes) fail("static shared memory in a cluster is not emulated");
+  if (launch->cluster > 1 && launch->block[0] * launch->block[1] * launch->block[2] % 32) {
+    fail("a cluster of blocks that are no whole warps is not emulated");
+  }
+  if (!launch->cluster || launch->cluster > 16 || launch->grid[0] % launch->cluster) {
+    fail("%u blocks are no whole clusters of %u", launch->grid[0], launch->cluster);
+  }
+  dynamic_shared_bytes = launch->dynamic_shared;
+  blocks.allocate(launch->cluster);
+  for (Block& b : blocks) b.dynamic_shared = allocate_dynamic_shared(dynamic_shared_bytes);
 }
 
 template <class Body>
@@ -109,7 +125,9 @@ struct Fibers {
 
 static void watch_accesses() {
   watch(__start_cuda_shared, __stop_cuda_shared - __start_cuda_shared, "static shared memory", true);
-  watch(dynamic_shared, dynamic_shared_bytes, "dynamic shared memory", true);
+  for (const Block& block : blocks) {
+    watch(block.dynamic_shared, dynamic_shared_bytes, "dynamic shared memory", true);
+  }
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];
     if (region.writable) watch(region.data, region.bytes, region.name, false);
@@ -119,27 +137,36 @@ static void watch_accesses() {
 static void create_threads(const Launch& l) {
   blockDim = {l.block[0], l.block[1], l.block[2]};
   gridDim = {l.grid[0], l.grid[1], l.grid[2]};
-  unsigned count = l.block[0] * l.block[1] * l.block[2];
+  block_threads = l.block[0] * l.block[1] * l.block[2];
+  unsigned count = l.cluster * block_threads;
   threads.allocate(count);
   order.allocate(count);
   warps.allocate((count + 31) / 32);
   warp_barriers.allocate(warps.size());
   for (unsigned i = 0; i < count; ++i) {
     threads[i].number = i;
-    threads[i].index = {i % l.block[0], i / l.block[0] % l.block[1], i / l.block[0] / l.block[1]};
+    unsigned x = l.block[0], y = l.block[1], within = i % block_threads;
+    threads[i].rank = i / block_threads;
+    threads[i].index = {within % x, within / x % y, within / x / y};
     warps[i / 32].lanes |= 1u << i % 32;
     order[i] = l.descending ? count - 1 - i : i;
   }
 }
 
-__attribute__((noinline)) static void run_block() {
+__attribute__((noinline)) static void run_cluster(unsigned first) {
   size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
   if (static_bytes) memset(__start_cuda_shared, launch->poison, static_bytes);
-  memset(dynamic_shared, launch->poison, dynamic_shared_bytes);
-  for (Thread& t : threads) t.state = State::ready;
+  unsigned across = launch->grid[0], down = launch->grid[1];
+  for (Block& b : blocks) {
+    unsigned number = first + (&b - blocks.begin());
+    memset(b.dynamic_shared, launch->poison, dynamic_shared_bytes);
+    b.index = {number % across, number / across % down, number / across / down};
+    b.waiting = b.finished = b.waited = b.read_before = 0;
+  }
+  for (Thread& t : threads) t.state = State::ready, t.arrived = t.waited = 0;
   for (Warp& w : warps) w.waiting = w.finished = 0;
-  finished_count = barrier_count = 0;
-  ++block_serial;
+  finished_count = cluster_barriers = cluster_arrived = 0;
+  ++cluster_serial;
   if (!_setjmp(scheduler)) resume(0);
   current = nullptr;
 }
@@ -148,7 +175,7 @@ template <class Body>
 static void run_blocks(Body body) {
   catch_faults();
   protect();
-  allocate_dynamic_shared(launch->dynamic_shared);
+  create_blocks();
 #ifdef EMU_RACES
   watch_accesses();
 #endif
@@ -156,12 +183,9 @@ static void run_blocks(Body body) {
   create_threads(*launch);
   Fibers<Body>::body = &body;
   Fibers<Body>::create(threads.size());
-  unsigned across = launch->grid[0], down = launch->grid[1];
-  unsigned blocks = across * down * launch->grid[2];
-  for (unsigned i = 0; i < blocks; ++i) {
-    unsigned b = launch->descending ? blocks - 1 - i : i;
-    blockIdx = {b % across, b / across % down, b / across / down};
-    run_block();
+  unsigned clusters = launch->grid[0] * launch->grid[1] * launch->grid[2] / launch->cluster;
+  for (unsigned i = 0; i < clusters; ++i) {
+    run_cluster((launch->descending ? clusters - 1 - i : i) * launch->cluster);
   }
 }
 

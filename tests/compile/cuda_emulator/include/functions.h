@@ -30,12 +30,14 @@ extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace emu {
 
-static char* dynamic_shared;
 static size_t dynamic_shared_bytes;
 
 // Shared memory as instructions address it; dynamic memory lies behind the static one.
 // Aligned to 128 bytes only: what needs more has to align itself.
 static const unsigned kStaticBase = 1 << 20, kDynamicBase = (2 << 20) + 128;
+
+// What mapa adds for the memory of a block of the cluster, times one more than its rank.
+static const unsigned kRankStep = 1 << 24;
 
 static unsigned shared_address(const void* pointer) {
   const char* p = (const char*)pointer;
@@ -59,6 +61,24 @@ static char* shared_pointer(unsigned address, unsigned bytes, const char* what) 
   }
   fail("%s: outside of shared memory, %lld bytes behind the start of its dynamic part (%zu bytes)",
        what, (long long)address - kDynamicBase, dynamic_shared_bytes);
+}
+
+static unsigned map_shared_address(unsigned address, unsigned rank) {
+  if (rank >= blocks.size()) fail("mapa: block %u of a cluster of %u", rank, blocks.size());
+  if (address >= kRankStep) fail("mapa: not an address in the block's own shared memory");
+  return address + (rank + 1) * kRankStep;
+}
+
+// Of an address that mapa gave, or of one in the block's own memory.
+static const char* cluster_pointer(unsigned address, unsigned bytes, const char* what) {
+  if (address < kRankStep) return shared_pointer(address, bytes, what);
+  Block& other = blocks[address / kRankStep - 1];
+  if (other.finished == block_threads) fail("%s: the block has left the kernel", what);
+  if (&other != &block() && other.read_before <= current->arrived) {
+    other.read_before = current->arrived + 1;
+  }
+  const char* own = shared_pointer(address % kRankStep, bytes, what);
+  return other.dynamic_shared + (own - dynamic_shared);
 }
 
 template <class T>

@@ -16,6 +16,7 @@ struct Region {  // an array in whole pages of its own, guards included
 
 struct Launch {
   unsigned grid[3], block[3];
+  unsigned cluster;  // blocks, neighbours in x
   size_t dynamic_shared;
   int descending;  // order of threads and blocks
   unsigned poison;

@@ -305,6 +305,34 @@ template <class R>
 static inline void ld_shared_v4_b32(R& r0, R& r1, R& r2, R& r3, unsigned address) {
   load_shared(address, r0, r1, r2, r3);
 }
+EMU_UNCHECKED static inline void load_cluster(unsigned address, int count, unsigned* r) {
+  const char* p = cluster_pointer(address, 4 * count, "ld.shared::cluster");
+  EMU_NOTE(*current, p, 4 * count, false);
+  memcpy(r, p, 4 * count);
+}
+template <class R>
+static inline void ld_shared_cluster_v4_b32(R& r0, R& r1, R& r2, R& r3, unsigned address) {
+  unsigned r[4];
+  load_cluster(address, 4, r);
+  r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
+}
+template <class R>
+static inline void mapa_shared_cluster_u32(R& mapped, unsigned address, unsigned rank) {
+  mapped = map_shared_address(address, rank);
+}
+static inline void barrier_cluster_arrive_release_aligned() {
+  collective(~0u, "barrier.cluster.arrive", nullptr, [](void**, unsigned) {});
+  arrive_at_cluster();
+}
+static inline void barrier_cluster_wait_acquire_aligned() {
+  collective(~0u, "barrier.cluster.wait", nullptr, [](void**, unsigned) {});
+  wait_for_cluster();
+}
+// Special registers.
+static inline unsigned cluster_ctarank() { return current->rank; }
+template <class R>
+static inline void mov_u32(R& r, unsigned value) { r = value; }
+
 static inline void st_shared_b32(unsigned address, unsigned r) { store_shared(address, r); }
 static inline void st_shared_v2_b32(unsigned address, unsigned r0, unsigned r1) {
   store_shared(address, r0, r1);

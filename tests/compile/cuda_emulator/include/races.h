@@ -1,9 +1,10 @@
 // Finds pairs of accesses to one byte, at least one a write, that no barrier orders. g++
 // -fsanitize=thread calls the functions at the end at every access (its own library is not linked).
 //
-// __syncthreads orders all threads of a block, __syncwarp those of a warp; shuffles and the other
-// warp instructions order nothing, and no two blocks are ordered. cp.async writes when it is issued
-// and when it is waited for.
+// __syncthreads orders all threads of a block, __syncwarp those of a warp, barrier.cluster what all
+// threads of a cluster did before they arrived and do after they waited; shuffles and the other warp
+// instructions order nothing, and no two clusters are ordered. cp.async writes when it is issued and
+// when it is waited for.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,13 +16,15 @@
 namespace emu {
 
 struct Epoch {
-  unsigned block = 0, barriers = 0, warp_barriers = 0;
-  int thread = -1, warp = -1;  // kSeveral
+  unsigned cluster = 0, barriers = 0, warp_barriers = 0;
+  unsigned arrived = 0;  // at barriers of the cluster, and
+  unsigned waited = 0;   // waited for them
+  int thread = -1, warp = -1, rank = -1;  // kSeveral
 };
 
 struct Shadow {  // of a byte
   Epoch writer, reader;
-  bool read_by_other_block = false, written_by_other_block = false;
+  bool read_by_other_cluster = false, written_by_other_cluster = false;
 };
 
 struct Watched {
@@ -34,7 +37,7 @@ struct Watched {
 static const int kSeveral = -2;
 static Watched watched[64];
 static int watched_count;
-static unsigned block_serial;
+static unsigned cluster_serial;
 
 static void watch(const void* begin, size_t bytes, const char* name, bool shared) {
   if (!bytes || watched_count == 64) return;
@@ -47,7 +50,9 @@ static void watch(const void* begin, size_t bytes, const char* name, bool shared
 }
 
 EMU_UNCHECKED static bool ordered(const Epoch& before, const Epoch& now) {
-  if (before.thread == now.thread || before.barriers != now.barriers) return true;
+  if (before.thread == now.thread || before.arrived < now.waited) return true;
+  if (before.rank != now.rank) return false;
+  if (before.barriers != now.barriers) return true;
   return before.warp == now.warp && before.warp_barriers != now.warp_barriers;
 }
 
@@ -58,22 +63,24 @@ EMU_UNCHECKED static bool ordered(const Epoch& before, const Epoch& now) {
          address - w.begin, w.name, first, second);
   }
   const uint3& t = threads[other.thread].index;
-  fail("race on byte %td of %s: %s by thread (%u, %u, %u), %s by this one, and no barrier between",
-       address - w.begin, w.name, first, t.x, t.y, t.z, second);
+  const char* where = other.rank == (int)current->rank ? "" : " of another block of the cluster";
+  fail("race on byte %td of %s: %s by thread (%u, %u, %u)%s, %s by this one, and no barrier between",
+       address - w.begin, w.name, first, t.x, t.y, t.z, where, second);
 }
 
-EMU_UNCHECKED static void enter_block(const Watched& w, const char* address, Shadow& s, bool write) {
-  unsigned last = s.writer.block > s.reader.block ? s.writer.block : s.reader.block;
-  if (last != block_serial) {
+EMU_UNCHECKED static void enter_cluster(const Watched& w, const char* address, Shadow& s, bool write) {
+  unsigned last = s.writer.cluster > s.reader.cluster ? s.writer.cluster : s.reader.cluster;
+  if (last != cluster_serial) {
     if (!w.shared) {
-      s.read_by_other_block |= s.reader.block != 0;
-      s.written_by_other_block |= s.writer.block != 0;
+      s.read_by_other_cluster |= s.reader.cluster != 0;
+      s.written_by_other_cluster |= s.writer.cluster != 0;
     }
     s.reader = s.writer = Epoch();
   }
-  if (s.written_by_other_block || (write && s.read_by_other_block)) {
-    fail("race on byte %td of %s: %s by this thread and %s by another block", address - w.begin,
-         w.name, write ? "written" : "read", s.written_by_other_block ? "written" : "read");
+  if (s.written_by_other_cluster || (write && s.read_by_other_cluster)) {
+    fail("race on byte %td of %s: %s by this thread and %s by another %s", address - w.begin, w.name,
+         write ? "written" : "read", s.written_by_other_cluster ? "written" : "read",
+         blocks.size() > 1 ? "cluster" : "block");
   }
 }
 
@@ -84,21 +91,28 @@ EMU_UNCHECKED static void note(const Thread& thread, const void* pointer, unsign
     if (p < w.begin || p >= w.end) continue;
     int warp = thread.number / 32;
     Epoch now;
-    now.block = block_serial, now.barriers = barriers, now.warp_barriers = warp_barriers[warp];
+    now.cluster = cluster_serial, now.rank = thread.rank;
+    now.barriers = blocks[thread.rank].barriers, now.warp_barriers = warp_barriers[warp];
+    now.arrived = thread.arrived, now.waited = thread.waited;
     now.thread = thread.number, now.warp = warp;
     for (const char* byte = p; byte < p + bytes && byte < w.end; ++byte) {
       Shadow& s = w.shadow[byte - w.begin];
-      enter_block(w, byte, s, write);
-      if (s.writer.block && !ordered(s.writer, now)) {
+      enter_cluster(w, byte, s, write);
+      if (s.writer.cluster && !ordered(s.writer, now)) {
         race(w, byte, "written", s.writer, write ? "written" : "read");
       }
       Epoch& r = s.reader;
       if (write) {
-        if (r.block && r.barriers == barriers && !ordered(r, now)) {
+        if (r.cluster && !ordered(r, now)) {
           race(w, byte, "read", r, "written");
         }
         s.writer = now;
-      } else if (!r.block || r.barriers != barriers) {
+      } else if (!r.cluster || r.arrived < now.waited) {
+        r = now;
+      } else if (r.rank != now.rank) {
+        r.rank = r.warp = r.thread = kSeveral;
+        if (r.arrived < now.arrived) r.arrived = now.arrived;
+      } else if (r.barriers != now.barriers) {
         r = now;
       } else if (r.warp != warp) {
         r.warp = r.thread = kSeveral;

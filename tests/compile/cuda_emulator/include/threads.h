@@ -1,5 +1,6 @@
-// The threads of one block as fibers: they run one after another, and change at __syncthreads and
-// at the instructions that a whole warp executes together.
+// The threads of one cluster of blocks as fibers: they run one after another, and change at
+// __syncthreads, at the barrier of the cluster and at the instructions that a whole warp executes
+// together. A launch without clusters has clusters of one block.
 #pragma once
 
 #include <setjmp.h>
@@ -21,7 +22,7 @@ extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
 
 namespace emu {
 
-enum class State { ready, barrier, warp, finished };
+enum class State { ready, barrier, warp, cluster, finished };
 
 struct Copy {  // by cp.async
   char* target;
@@ -57,7 +58,8 @@ struct Array {  // the standard library costs more than most kernels to compile
 struct Thread {
   jmp_buf context;
   uint3 index;
-  unsigned number;
+  unsigned number;  // in the cluster; of its warp's first thread a multiple of 32
+  unsigned rank;    // of its block in the cluster
   State state;
   int line;              // of the barrier where it waits
   const char* what;      // the warp instruction where it waits
@@ -68,6 +70,16 @@ struct Thread {
   unsigned groups;  // committed
   Multiplication multiplications[kMultiplications];  // a ring, like that of the copies
   unsigned started, finished, multiplication_groups;
+  unsigned arrived, waited;  // barriers of the cluster
+};
+
+struct Block {
+  uint3 index;
+  char* dynamic_shared;
+  unsigned waiting, finished;  // threads: at __syncthreads, and that left
+  unsigned barriers;           // that the block passed
+  unsigned waited;             // barriers of the cluster that some of its threads waited for
+  unsigned read_before;        // the one that orders other blocks' reads of its memory before it
 };
 
 struct Warp {
@@ -76,12 +88,15 @@ struct Warp {
 
 static Array<Thread> threads;
 static Array<Warp> warps;
+static Array<Block> blocks;  // of the cluster
+static unsigned block_threads;
 static Array<unsigned> order;  // in which threads run
 static unsigned position;            // of the running thread in it
 static Thread* current;
-static unsigned finished_count, barrier_count;
+static unsigned finished_count;
+static unsigned cluster_barriers, cluster_arrived;  // complete ones, threads at the next
+static char* dynamic_shared;                        // of the running thread's block
 static jmp_buf scheduler;
-static unsigned barriers;                  // that the block passed
 static Array<unsigned> warp_barriers;  // that each warp passed: __syncwarp
 static char* message;
 static size_t message_size;
@@ -107,24 +122,28 @@ static const void* code;  // the instruction that is to blame, where it is known
 }
 
 static unsigned lane() { return current->number % 32; }
+static Block& block() { return blocks[current->rank]; }
 
 [[noreturn]] static void deadlock() {
-  unsigned in_warp = 0;
+  unsigned in_warp = 0, in_block = 0, in_cluster = 0;
   const Thread* at_barrier = nullptr;
   const Thread* at_warp = nullptr;
   for (const Thread& t : threads) {
-    if (t.state == State::barrier) at_barrier = &t;
+    if (t.state == State::barrier) at_barrier = &t, ++in_block;
     if (t.state == State::warp) at_warp = &t, ++in_warp;
+    in_cluster += t.state == State::cluster;
   }
   fail("deadlock: %u threads wait at __syncthreads (line %d), %u for their warp (%s, mask %#x), "
-       "%u left", barrier_count, at_barrier ? at_barrier->line : 0, in_warp,
-       at_warp ? at_warp->what : "-", at_warp ? at_warp->mask : 0, finished_count);
+       "%u for their cluster, %u left", in_block, at_barrier ? at_barrier->line : 0, in_warp,
+       at_warp ? at_warp->what : "-", at_warp ? at_warp->mask : 0, in_cluster, finished_count);
 }
 
 static void resume(unsigned next) {
   position = next;
   current = &threads[order[next]];
   threadIdx = current->index;
+  blockIdx = block().index;
+  dynamic_shared = block().dynamic_shared;
   _longjmp(current->context, 1);
 }
 
@@ -148,8 +167,17 @@ static void leave() {
   current->landed = current->issued;
   warps[current->number / 32].finished |= 1u << lane();
   ++finished_count;
-  if (barrier_count && barrier_count + finished_count == threads.size()) {
-    fail("left the kernel while %u threads wait at a __syncthreads", barrier_count);
+  Block& own = block();
+  ++own.finished;
+  if (own.waiting && own.waiting + own.finished == block_threads) {
+    fail("left the kernel while %u threads wait at a __syncthreads", own.waiting);
+  }
+  if (current->arrived != current->waited) {
+    fail("left the kernel without barrier.cluster.wait for its barrier.cluster.arrive");
+  }
+  if (own.finished == block_threads && own.waited < own.read_before) {
+    fail("the block leaves, and no barrier.cluster orders other blocks' reads of its shared memory "
+         "before that");
   }
   yield();
 }
@@ -157,20 +185,50 @@ static void leave() {
 static void synchronize_block(int line) {
   current->state = State::barrier;
   current->line = line;
-  ++barrier_count;
-  if (barrier_count + finished_count == threads.size()) {
-    if (finished_count) fail("__syncthreads of line %d: %u threads left before", line, finished_count);
-    for (Thread& t : threads) {
+  Block& own = block();
+  ++own.waiting;
+  if (own.waiting + own.finished == block_threads) {
+    if (own.finished) fail("__syncthreads of line %d: %u threads left before", line, own.finished);
+    for (unsigned i = 0; i < block_threads; ++i) {
+      Thread& t = threads[current->rank * block_threads + i];
       if (t.line != line) {
         fail("divergent __syncthreads: line %d here, line %d in thread (%u, %u, %u)", line, t.line,
              t.index.x, t.index.y, t.index.z);
       }
       t.state = State::ready;
     }
-    barrier_count = 0;
-    ++barriers;
+    own.waiting = 0;
+    ++own.barriers;
   }
   yield();
+}
+
+// Its release orders what this thread did before; all threads of the cluster have to call it.
+static void arrive_at_cluster() {
+  if (current->arrived != current->waited) {
+    fail("barrier.cluster.arrive without barrier.cluster.wait since the last one");
+  }
+  if (finished_count) fail("barrier.cluster.arrive: %u threads left before", finished_count);
+  ++current->arrived;
+  if (++cluster_arrived == threads.size()) {
+    cluster_arrived = 0;
+    ++cluster_barriers;
+    for (Thread& t : threads) {
+      if (t.state == State::cluster) t.state = State::ready;
+    }
+  }
+}
+
+static void wait_for_cluster() {
+  if (current->arrived == current->waited) {
+    fail("barrier.cluster.wait without barrier.cluster.arrive before it");
+  }
+  if (cluster_barriers < current->arrived) {
+    current->state = State::cluster;
+    yield();
+  }
+  ++current->waited;
+  if (block().waited < current->waited) block().waited = current->waited;
 }
 
 // Waits until all lanes of `mask` are here; the last one calls combine(operands by lane, mask).
