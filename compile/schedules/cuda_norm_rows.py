@@ -6,7 +6,9 @@ They lie slice by slice, each as a copy of a slice of x would (cuda_gemm_copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
@@ -16,8 +18,41 @@ from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
-from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
+
+
+class RowsTile(Protocol):
+    """What is asked of a tile."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block."""
+        ...
+
+    @property
+    def block_depth(self) -> int:
+        """Channels of a slice."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Of a warp that normalise a row together, a power of two."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeRows:
+    """A tile with one slice of all channels; attributes as in `RowsTile`."""
+
+    block_rows: int
+    block_depth: int
+    threads: int
+    lanes: int
 
 
 class NormalisedRows:
@@ -34,7 +69,7 @@ class NormalisedRows:
     def __init__(
         self,
         shape: LayerNormShape,
-        tile: NormGemmTile,
+        tile: RowsTile,
         args: Mapping[str, Buffer],
         place: Place,
         address: Expr,
@@ -47,25 +82,40 @@ class NormalisedRows:
         """Of a slice."""
         return self._address + (index * self._slice_bytes).astype("uint32")
 
-    def emit(self) -> None:
-        """Normalise all of the rows; one behind the last that exists repeats that."""
+    def emit(self, after_loads: Callable[[], None] | None = None) -> None:
+        """Normalise all of the rows; one behind the last that exists repeats that.
+
+        `after_loads` emits what comes once x is on its way; before it, if rows come in passes.
+        """
         tile, thread = self._tile, self._place.thread
         at_once = tile.threads // tile.lanes
         lane = T.Bind(thread % tile.lanes)
         shift = T.Bind(self._args["params"][1].astype("int32"))
         if at_once >= tile.block_rows:
-            self._row(thread // tile.lanes, lane, shift, at_once > tile.block_rows)
+            partial = at_once > tile.block_rows
+            self._row(thread // tile.lanes, lane, shift, partial, after_loads)
             return
+        if after_loads is not None:
+            after_loads()
         with T.serial(0, -(-tile.block_rows // at_once)) as i:
             row = i * at_once + thread // tile.lanes
             self._row(row, lane, shift, tile.block_rows % at_once > 0)
 
-    def _row(self, row: Expr, lane: Expr, shift: Expr, partial: bool) -> None:
+    def _row(
+        self,
+        row: Expr,
+        lane: Expr,
+        shift: Expr,
+        partial: bool,
+        after_loads: Callable[[], None] | None = None,
+    ) -> None:
         """A row of the block; `partial`: if it has so many."""
         tile = self._tile
         row = T.Bind(row)
         norm = LayerNormRow(self._shape, tile.lanes, self._args, self._place.row + row, lane, shift)
         norm.load()
+        if after_loads is not None:
+            after_loads()
         norm.statistics()
         chunks = tile.block_depth // CHUNK
         base = T.Bind(self._address + (row * tile.block_depth).astype("uint32"))
