@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from intswin.models.integer_graph import Node
+from intswin.models.integer_graph import Attribute, Node
 from intswin.models.integer_math import (
     bit_length,
     fits,
@@ -174,6 +174,20 @@ def _norm_linear(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray
     return _linear(node, [_layer_norm(norm, inputs, work)], work)
 
 
+def second_linear(node: Node) -> Node:
+    """The second `linear` of a `norm_mlp`, of its tensors weight2, bias2, pre2 and mult2."""
+    names = ("weight", "bias", "pre", "mult")
+    tensors = {name: node.tensors[f"{name}2"] for name in names}
+    attrs: dict[str, Attribute] = {"out": "i16", "zero_point": 0, "frac": 0, "activation": "none"}
+    return dataclasses.replace(node, op="linear", tensors=tensors, attrs=attrs)
+
+
+def _norm_mlp(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
+    """3.10: `layer_norm` to uint8, the two `linear` of an MLP, and x added to their result."""
+    hidden = _norm_linear(node, inputs, work)
+    return _linear(second_linear(node), [hidden, inputs[0]], work)
+
+
 def _attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     """3.5: softmax(q k^T + bias) v in windows given by index tables."""
     t, heads, d = node.tensors, int(node.attrs["heads"]), int(node.attrs["d"])
@@ -269,6 +283,7 @@ _OPERATORS: dict[str, Callable[[Node, list[np.ndarray], Work], np.ndarray]] = {
     "linear": _linear,
     "layer_norm": _layer_norm,
     "norm_linear": _norm_linear,
+    "norm_mlp": _norm_mlp,
     "attention": _attention,
     "norm_attention": _norm_attention,
     "mean_pool": _mean_pool,

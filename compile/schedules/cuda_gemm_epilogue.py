@@ -121,9 +121,9 @@ class Epilogue:
 
         `index` is the row's number in `load_residual`.
         """
-        results = [self._result(index, i, value) for i, value in enumerate(acc)]
-        out, size, shape = self._shape.out, _SIZES[self._shape.out], self._shape
+        size, shape = _SIZES[self._shape.out], self._shape
         if not self.whole:
+            results = [self._result(index, i, value) for i, value in enumerate(acc)]
             for i, result in enumerate(results):
                 with T.If(column + i < int32(shape.columns)):
                     with T.Then():
@@ -134,15 +134,20 @@ class Epilogue:
                             [row * shape.columns + column + i],
                         )
             return
-        per_word = 4 // size
-        for word in range(self._width // per_word):
-            part = results[word * per_word : (word + 1) * per_word]
-            T.buffer_store(self._packed, _PACK[out](*part), [word])
-        total = self._width * size
+        packed, total = self.packed(index, acc), self._width * size
         for at in range(0, total, 16):
             target = cuda.pointer(self._args.y, row * shape.columns + column + at // size)
-            registers = cuda.pointer(self._packed, at // 4)
+            registers = cuda.pointer(packed, at // 4)
             T.evaluate(cuda.store_global(target, registers, min(total, 16)))
+
+    def packed(self, index: int, acc: list[Expr]) -> Buffer:
+        """The results as they are stored, in registers that the next ones take; `index` as above."""
+        results = [self._result(index, i, value) for i, value in enumerate(acc)]
+        per_word = 4 // _SIZES[self._shape.out]
+        for word in range(self._width // per_word):
+            part = results[word * per_word : (word + 1) * per_word]
+            T.buffer_store(self._packed, _PACK[self._shape.out](*part), [word])
+        return self._packed
 
     def _result(self, index: int, i: int, acc: Expr) -> Expr:
         """The result of column `i`, before it is saturated to the output's dtype."""

@@ -27,6 +27,8 @@ from intswin.compile.schedules import (
     cuda_norm_attention_space,
     cuda_norm_gemm,
     cuda_norm_gemm_space,
+    cuda_norm_mlp,
+    cuda_norm_mlp_space,
     cuda_tiles,
 )
 from intswin.compile.schedules.attention import AttentionShape
@@ -92,6 +94,12 @@ _FAMILIES = {
         space=cuda_norm_attention_space,
         tile_type=lambda _shape: cuda_norm_attention_space.NormAttentionTile,
         write=cuda_norm_attention.kernel,
+    ),
+    cuda_norm_mlp.OP: _Family(
+        shape_of=cuda_norm_mlp.shape_of,
+        space=cuda_norm_mlp_space,
+        tile_type=lambda _shape: cuda_norm_mlp_space.NormMlpTile,
+        write=cuda_norm_mlp.kernel,
     ),
 }
 OPERATORS = tuple(_FAMILIES)

@@ -65,7 +65,6 @@ class LayerNormRow:
         row: of all images' output rows together; one behind the last repeats that.
         lane: number of this one.
         shift: the last right shift.
-        constants: gamma and beta, where they are in registers already.
     """
 
     def __init__(
@@ -76,10 +75,9 @@ class LayerNormRow:
         row: Expr,
         lane: Expr,
         shift: Expr,
-        constants: RowConstants | None = None,
     ) -> None:
         self.shape, self.lanes, self.args, self.row, self.lane = shape, lanes, args, row, lane
-        self.shift, self.constants = shift, constants
+        self.shift = shift
         self.width, self.vectors = width_of(shape), vectors_of(shape)
         self.count = -(-self.vectors // lanes)  # vectors of a lane
         self.words = -(-self.width // 2)  # of a vector
@@ -175,25 +173,26 @@ class LayerNormRow:
         self.factor = T.Bind(tirx.const(width, "uint32") << left)
         self.offset = T.Bind(unsigned(half) - (unsigned(total) << left))
 
-    def write(self, store: Store) -> None:
+    def write(self, store: Store, constants: RowConstants | None = None) -> None:
         """Normalise the lane's channels.
 
         Args:
             store: is given the number of a vector and its results, int32, not saturated.
+            constants: gamma and beta, where they are in registers already.
         """
         for i in range(self.count):
             vector, condition = self._vector(i)
             vector = T.Bind(vector)
             if condition is None:
-                store(vector, self._results(i, vector))
+                store(vector, self._results(i, vector, constants))
                 continue
             with T.If(condition):
                 with T.Then():
-                    store(vector, self._results(i, vector))
+                    store(vector, self._results(i, vector, constants))
 
-    def _results(self, i: int, vector: Expr) -> list[Expr]:
-        if self.constants is not None:
-            gamma, beta = self.constants.of(i)
+    def _results(self, i: int, vector: Expr, constants: RowConstants | None) -> list[Expr]:
+        if constants is not None:
+            gamma, beta = constants.of(i)
         else:
             gamma, beta = (self._constants(name, vector) for name in ("gamma", "beta"))
         results = []

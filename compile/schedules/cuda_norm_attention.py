@@ -43,7 +43,7 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
     qkv_offset,
     shared_bytes,
 )
-from intswin.compile.schedules.cuda_norm_rows import NormalisedRows
+from intswin.compile.schedules.cuda_norm_rows import NormalisedRows, RowsTile
 
 OP = "norm_attention"
 _PARTS = 3  # q, k and v
@@ -145,9 +145,15 @@ class _Kernel(MmaKernel):
         x = self.shared + tirx.const(gemm.stages * gemm.stage_bytes, "uint32")
         self.cluster = tile.cluster
         rank = T.Bind(tirx.truncmod(self.head, int32(tile.cluster)))
-        self.rows = NormalisedRows(
-            shape.norm, gemm, args, place, x, shape.tokens, tile.cluster, rank
+        rows = RowsTile(
+            gemm.block_rows,
+            gemm.block_depth,
+            gemm.threads,
+            gemm.lanes,
+            shape.tokens,
+            tile.cluster,
         )
+        self.rows = NormalisedRows(shape.norm, rows, args, place, x, rank)
 
     def emit(self) -> None:
         """Emit the product, which ends in shared memory, then the attention."""

@@ -26,7 +26,7 @@ from intswin.compile.schedules.cuda_norm_gemm_space import (
     NormGemmTile,
     shared_bytes,
 )
-from intswin.compile.schedules.cuda_norm_rows import NormalisedRows
+from intswin.compile.schedules.cuda_norm_rows import NormalisedRows, RowsTile
 
 OP = "norm_linear"
 _DTYPES = {"u8": "uint8", "s8": "int8", "i16": "int16", "i32": "int32"}
@@ -93,7 +93,10 @@ class _Kernel(MmaKernel):
         memory = cuda.shared_memory(shared_bytes(shape, tile))
         super().__init__(shape.gemm, tile, gemm, place, memory)
         x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")
-        self.rows = NormalisedRows(shape.norm, tile, args, place, x, tile.block_rows)
+        rows = RowsTile(
+            tile.block_rows, tile.block_depth, tile.threads, tile.lanes, tile.block_rows
+        )
+        self.rows = NormalisedRows(shape.norm, rows, args, place, x)
 
     def _plan_loads(self) -> None:
         self._plan_loads_of_weight()

@@ -6,7 +6,8 @@ They lie slice by slice, each as a copy of a slice of x would (cuda_gemm_copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -18,10 +19,35 @@ from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, RowConstants
 from intswin.compile.schedules.cuda_layer_norm_space import vectors_of
-from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 _MOST_VECTORS = 4  # whose gamma and beta, 16 registers each, a lane keeps for all of its rows
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsTile:
+    """How a block of threads normalises its rows.
+
+    Attributes:
+        block_rows: rows that there is room for.
+        block_depth: channels of a slice.
+        threads: of the block.
+        lanes: of a warp that normalise a row together, a power of two.
+        rows: how many are normalised, the first ones.
+        cluster: blocks that have the same rows: each normalises a part of them, for all.
+    """
+
+    block_rows: int
+    block_depth: int
+    threads: int
+    lanes: int
+    rows: int
+    cluster: int = 1
+
+    @property
+    def part(self) -> int:
+        """Rows that a block normalises."""
+        return -(-self.rows // self.cluster)
 
 
 class NormalisedRows:
@@ -33,25 +59,20 @@ class NormalisedRows:
         args: buffers as for `LayerNormRow`; the shift of the results is params[1].
         place: the thread and the block's first row.
         address: in shared memory.
-        rows: how many of the block's are normalised, the first ones.
-        cluster: blocks that share them: each normalises a part of them, for all.
-        rank: of this one in the cluster, whose blocks have all started.
+        rank: of the block in its cluster, if it has one; all of its blocks have to have started.
     """
 
     def __init__(
         self,
         shape: LayerNormShape,
-        tile: NormGemmTile,
+        tile: RowsTile,
         args: Mapping[str, Buffer],
         place: Place,
         address: Expr,
-        rows: int,
-        cluster: int = 1,
         rank: Expr | None = None,
     ) -> None:
         self._shape, self._tile, self._args, self._place = shape, tile, args, place
-        self._address, self._rows = address, rows
-        self._cluster, self._rank = cluster, rank
+        self._address, self._rank = address, rank
         self._slice_bytes = tile.block_rows * tile.block_depth
         self._constants: RowConstants | None = None
 
@@ -59,44 +80,53 @@ class NormalisedRows:
         """Of a slice."""
         return self._address + (index * self._slice_bytes).astype("uint32")
 
-    def emit(self) -> None:
+    def emit(self, after_loads: Callable[[], None] | None = None) -> None:
         """Normalise this block's part; a row behind the last that exists repeats that.
 
         In a cluster, the others' parts are there behind the barrier that follows.
+
+        Args:
+            after_loads: emits what comes once x is on its way; before it, if rows come in passes.
         """
-        tile, thread, rows = self._tile, self._place.thread, -(-self._rows // self._cluster)
+        tile, thread = self._tile, self._place.thread
         at_once = tile.threads // tile.lanes
         lane = T.Bind(thread % tile.lanes)
         shift = T.Bind(self._args["params"][1].astype("int32"))
-        if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
-            self._constants = RowConstants(self._shape, tile.lanes, self._args, lane)
-        if at_once >= rows:
-            self._row(thread // tile.lanes, lane, shift, at_once > rows)
-            return
-        with T.serial(0, -(-rows // at_once)) as i:
-            self._row(i * at_once + thread // tile.lanes, lane, shift, rows % at_once > 0)
 
-    def _row(self, row: Expr, lane: Expr, shift: Expr, partial: bool) -> None:
+        def other_loads() -> None:
+            if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
+                self._constants = RowConstants(self._shape, tile.lanes, self._args, lane)
+            if after_loads is not None:
+                after_loads()
+
+        if at_once >= tile.part:
+            self._row(thread // tile.lanes, lane, shift, at_once > tile.part, other_loads)
+            return
+        other_loads()
+        with T.serial(0, -(-tile.part // at_once)) as i:
+            row = i * at_once + thread // tile.lanes
+            self._row(row, lane, shift, tile.part % at_once > 0, lambda: None)
+
+    def _row(
+        self, row: Expr, lane: Expr, shift: Expr, partial: bool, after_load: Callable[[], None]
+    ) -> None:
         """A row of this block's part; `partial`: if the part has so many."""
         tile, conditions = self._tile, []
         row = T.Bind(row)
         if partial:
-            conditions.append(row < int32(-(-self._rows // self._cluster)))
-        if self._cluster > 1:
-            row = T.Bind(self._rank * -(-self._rows // self._cluster) + row)
-            if self._rows % self._cluster:
-                conditions.append(row < int32(self._rows))
-        of_all = self._place.row + row
-        norm = LayerNormRow(
-            self._shape, tile.lanes, self._args, of_all, lane, shift, self._constants
-        )
+            conditions.append(row < int32(tile.part))
+        if tile.cluster > 1:
+            row = T.Bind(self._rank * tile.part + row)
+            if tile.rows % tile.cluster:
+                conditions.append(row < int32(tile.rows))
+        norm = LayerNormRow(self._shape, tile.lanes, self._args, self._place.row + row, lane, shift)
         norm.load()
+        after_load()
         norm.statistics()
         chunks = tile.block_depth // CHUNK
-        base = T.Bind(self._address + (row * tile.block_depth).astype("uint32"))
-        bases = [base]
-        if self._cluster > 1:
-            bases = [T.Bind(cuda.map_shared(base, int32(i))) for i in range(self._cluster)]
+        bases = [T.Bind(self._address + (row * tile.block_depth).astype("uint32"))]
+        if tile.cluster > 1:
+            bases = [T.Bind(cuda.map_shared(bases[0], int32(i))) for i in range(tile.cluster)]
         permuted = T.Bind(permutation(row, chunks))
         packed = cuda.registers(2)
 
@@ -107,13 +137,13 @@ class NormalisedRows:
             for half in range(2):
                 T.buffer_store(packed, cuda.pack_u8(*results[4 * half : 4 * half + 4]), [half])
             offset = T.Bind((slice_ + within).astype("uint32"))
-            write = cuda.store_shared_8 if self._cluster == 1 else cuda.store_cluster_8
-            for to in bases:
-                T.evaluate(write(to + offset, cuda.pointer(packed, 0)))
+            write = cuda.store_shared_8 if tile.cluster == 1 else cuda.store_cluster_8
+            for base in bases:
+                T.evaluate(write(base + offset, cuda.pointer(packed, 0)))
 
         if not conditions:
-            norm.write(store)
+            norm.write(store, self._constants)
             return
         with T.If(tirx.all(*conditions)):
             with T.Then():
-                norm.write(store)
+                norm.write(store, self._constants)

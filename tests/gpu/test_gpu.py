@@ -113,7 +113,9 @@ def test_own_capture(network, batch, expected):
     call = network.capture(tensor)
     tensor.copy_(torch.from_numpy(batch))
     call.replay()
-    other = network(torch.zeros(batch.shape, dtype=torch.uint8).cuda())  # has other memory between the layers
+    other = network(
+        torch.zeros(batch.shape, dtype=torch.uint8).cuda()
+    )  # has other memory between the layers
     assert np.array_equal(call.logits.cpu().numpy(), expected)
     assert not np.array_equal(other.cpu().numpy(), expected)
 
