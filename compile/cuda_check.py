@@ -14,7 +14,7 @@ from tvm.target import Target
 
 from intswin.compile import artifact, runtime
 from intswin.compile.emit import different_nodes
-from intswin.compile.fuse_layer_norm import fuse_layer_norms
+from intswin.compile.fuse_kernels import fuse_for_target
 from intswin.compile.targets import is_cuda
 from intswin.compile.tvm_runtime import CPU, CUDA, POOLED_ALLOCATOR, load_executable
 from intswin.models import integer_reference
@@ -127,7 +127,7 @@ def check_kernels(
         seed: of the inputs.
         skip: how many of the first kernels are left out.
     """
-    graph, cuda = fuse_layer_norms(graph, batch, target), is_cuda(target)
+    graph, cuda = fuse_for_target(graph, batch, target), is_cuda(target)
     machine = load_executable(library)
     devices = [(CUDA if cuda else CPU, 0, POOLED_ALLOCATOR)]
     devices += [(CPU, 0, POOLED_ALLOCATOR)] if cuda else []

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.target import Target
 
-from intswin.compile.fuse_layer_norm import fuse_layer_norms
+from intswin.compile.fuse_kernels import fuse_for_target
 from intswin.compile.operators import (
     add_constant,
     attention,
@@ -17,6 +17,7 @@ from intswin.compile.operators import (
     linear,
     mean_pool,
     norm_linear,
+    norm_mlp,
     patchify,
 )
 from intswin.compile.schedules.cuda_offsets import check_batch
@@ -30,6 +31,7 @@ _OPERATORS = {
     "layer_norm": layer_norm.emit,
     "linear": linear.emit,
     "norm_linear": norm_linear.emit,
+    "norm_mlp": norm_mlp.emit,
     "mean_pool": mean_pool.emit,
     "patchify": patchify.emit,
 }
@@ -58,7 +60,7 @@ def emit(
     """
     if is_cuda(target):
         check_batch(graph, batch)
-    graph = fuse_layer_norms(graph, batch, target)
+    graph = fuse_for_target(graph, batch, target)
     bb = relax.BlockBuilder()
     image_type = relax.TensorType([batch, *graph.input.shape], graph.input.dtype)
     image = relax.Var(graph.input_name, image_type)
@@ -81,7 +83,7 @@ def emit_kernels(graph: IntegerGraph, batch: int, target: Target) -> tvm.IRModul
 
     It takes the inputs of node i of the fused graph, (B, *shape) each, and gives its output.
     """
-    graph = fuse_layer_norms(graph, batch, target)
+    graph = fuse_for_target(graph, batch, target)
     bb = relax.BlockBuilder()
     for index in different_nodes(graph):
         node = graph.nodes[index]

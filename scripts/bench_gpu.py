@@ -139,7 +139,7 @@ def profile(
     """Time every kernel of one of our networks; by kernel alone where operators share kernels."""
     from intswin.compile import artifact, gpu_peak, operator_profile  # noqa: PLC0415
     from intswin.compile import gpu_bench_contestants as who  # noqa: PLC0415
-    from intswin.compile.fuse_layer_norm import fuse_layer_norms  # noqa: PLC0415
+    from intswin.compile.fuse_kernels import fuse_for_target  # noqa: PLC0415
     from intswin.compile.gpu_bench import median_us  # noqa: PLC0415
     from intswin.compile.targets import get_target  # noqa: PLC0415
 
@@ -154,7 +154,7 @@ def profile(
         return str(error)
     peak = gpu_peak.data_sheet(cuda_driver.gpu().name)
     graph = artifact.read(spec.path(options.artifacts)).graph()
-    graph = fuse_layer_norms(graph, batch, get_target(options.target))
+    graph = fuse_for_target(graph, batch, get_target(options.target))
     try:
         rows = operator_profile.profile(graph, batch, runs)
     except IntswinError as error:

@@ -1,4 +1,4 @@
-"""LayerNorm and the MLP behind it in one CUDA kernel, for int8 tensor cores: the hidden layer stays.
+"""LayerNorm and the MLP behind it in one CUDA kernel, for int8 tensor cores.
 
 A cluster of blocks of threads computes some rows of y; each of its blocks has a slice of the hidden
 channels. A block normalises the rows to shared memory (cuda_norm_rows.py) while its slices of both
@@ -212,9 +212,7 @@ class _Kernel:
     def _multiply_hidden(self) -> None:
         """The second GEMM, its sums and its epilogue."""
         shape, tile = self.shape, self.tile
-        product = SharedProduct(
-            tile.block_rows, shape.channels, self.own, tile.second, self.thread
-        )
+        product = SharedProduct(tile.block_rows, shape.channels, self.own, tile.second, self.thread)
         product.multiply(self.hidden, self.second_weight)
         sums = PartialSums(
             tile.block_rows,

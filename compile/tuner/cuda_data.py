@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.operators import attention, layer_norm, linear, norm_linear
+from intswin.compile.operators import attention, layer_norm, linear, norm_linear, norm_mlp
 from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
@@ -24,6 +24,7 @@ _OPERATORS = {
     "attention": attention,
     "layer_norm": layer_norm,
     "norm_linear": norm_linear,
+    "norm_mlp": norm_mlp,
 }
 
 
@@ -53,6 +54,7 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
         "attention": _attention,
         "layer_norm": _layer_norm,
         "norm_linear": _norm_linear,
+        "norm_mlp": _norm_mlp,
     }
     return problems[spec.op](spec, rng)
 
@@ -120,6 +122,20 @@ def _norm_linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     return _of_some_images(spec, node, x, rng)
 
 
+def _norm_mlp(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """A LayerNorm and the MLP behind it; x is added to its results."""
+    (_, rows, channels), out_dtype = spec.arguments[-1]
+    hidden, shift = spec.number("hidden"), int(rng.integers(8, 20))
+    x, tensors = _normalised(spec, rows, channels, shift, "uint8", rng)
+    of_first, attrs = _parameters(spec, hidden, channels, rng)
+    of_second, _ = _parameters(spec, channels, hidden, rng)
+    names = ("weight", "bias", "pre", "mult")
+    tensors |= of_first | {f"{name}2": of_second[name] for name in names}
+    out = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = Node("norm_mlp", "norm_mlp", ["x"], tensors, {**attrs, "shift": shift}, out)
+    return _of_some_images(spec, node, x, rng)
+
+
 def _normalised(
     spec: KernelSpec,
     rows: int,
@@ -146,7 +162,7 @@ def _normalised(
         "beta": np.clip(beta, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32),
         "params": np.exp2(rng.uniform(0, 40, 1)).astype(np.int64),
     }
-    if spec.number("indexed"):
+    if dict(spec.attributes).get("indexed"):
         picked = rng.permutation(np.arange(rows * spec.number("gather")) % in_rows)
         tensors["rows"] = picked.reshape(rows, -1).astype(np.int32)
     return x, tensors
@@ -169,7 +185,8 @@ def _parameters(
     spec: KernelSpec, channels: int, depth: int, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], dict[str, int | str]]:
     """Constants and attributes of a GEMM."""
-    out, activation = spec.text("out"), spec.text("activation")
+    out = "u8" if spec.op == "norm_mlp" else spec.text("out")
+    activation = spec.text("activation")
     attrs: dict[str, int | str] = {
         "out": out,
         "activation": activation,

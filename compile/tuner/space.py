@@ -17,6 +17,7 @@ from intswin.compile.schedules import (
     cuda_kernels,
     cuda_layer_norm_space,
     cuda_norm_gemm_space,
+    cuda_norm_mlp_space,
     gemm,
     gemm_space,
 )
@@ -26,25 +27,37 @@ from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, Dp4aTile, M
 from intswin.compile.schedules.cuda_kernels import Space
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile
+from intswin.compile.schedules.cuda_norm_mlp_space import NormMlpShape, NormMlpTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
-Shape: TypeAlias = GemmShape | CudaGemmShape | NormGemmShape | AttentionShape | LayerNormShape
+Shape: TypeAlias = (
+    GemmShape | CudaGemmShape | NormGemmShape | NormMlpShape | AttentionShape | LayerNormShape
+)
 Tile: TypeAlias = (
-    GemmTile | MmaTile | WgmmaTile | Dp4aTile | NormGemmTile | MmaAttentionTile | LayerNormTile
+    GemmTile
+    | MmaTile
+    | WgmmaTile
+    | Dp4aTile
+    | NormGemmTile
+    | NormMlpTile
+    | MmaAttentionTile
+    | LayerNormTile
 )
 
 _SPACES: dict[type, Space] = {
     GemmShape: gemm_space,
     CudaGemmShape: cuda_gemm_space,
     NormGemmShape: cuda_norm_gemm_space,
+    NormMlpShape: cuda_norm_mlp_space,
     AttentionShape: cuda_attention_space,
     LayerNormShape: cuda_layer_norm_space,
 }
 _TILES: dict[type, type[Tile]] = {
     GemmShape: GemmTile,
     NormGemmShape: NormGemmTile,
+    NormMlpShape: NormMlpTile,
     AttentionShape: MmaAttentionTile,
     LayerNormShape: LayerNormTile,
 }
@@ -80,7 +93,8 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     """
     kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, MmaAttentionTile, LayerNormTile]
+        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, NormMlpTile]
+        kinds += [MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
             return kind(*values)
@@ -106,6 +120,8 @@ def matrix(shape: Shape) -> tuple:
         return shape.layout, shape.columns, shape.depth
     if isinstance(shape, NormGemmShape):
         return "norm_linear", shape.columns, shape.depth
+    if isinstance(shape, NormMlpShape):
+        return "norm_mlp", shape.channels, shape.hidden
     if isinstance(shape, GemmShape):
         return shape.blocks, shape.depth
     if isinstance(shape, AttentionShape):

@@ -109,7 +109,7 @@ def test_what_follows_the_arrival_is_not_ordered(statement, message):
 
 def test_memory_that_is_still_read_must_not_be_written():
     body = EXCHANGE.replace("y[block", "own[l] = 0; y[block")
-    with pytest.raises(EmulationError, match="race on .*: read by .*, written by this one"):
+    with pytest.raises(EmulationError, match=r"race on .*: read by .*, written by this one"):
         exchange(body, races=True)
     assert exchange(EXCHANGE + "own[l] = 0;", races=True)
 

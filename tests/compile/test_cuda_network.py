@@ -6,7 +6,7 @@ import pytest
 import graphs
 from cuda_emulator import emulate_network
 from intswin.compile.emit import emit
-from intswin.compile.fuse_layer_norm import fuse_layer_norms
+from intswin.compile.fuse_kernels import fuse_for_target
 from intswin.compile.pipeline import (
     CompileOptions,
     load_calibration,
@@ -28,7 +28,7 @@ def check(graph, target_name, images):
     target = get_target(target_name)
     mod = apply_default_schedules(emit(graph, len(images), target), target)
     expected = integer_reference.run_all(graph, images)
-    nodes = iter(fuse_layer_norms(graph, len(images), target).nodes)
+    nodes = iter(fuse_for_target(graph, len(images), target).nodes)
 
     def on_kernel(_kernel, output):
         node = next(nodes)
