@@ -18,6 +18,7 @@ from intswin.compile.operators import (
     mean_pool,
     norm_attention,
     norm_linear,
+    norm_mlp,
     patchify,
 )
 from intswin.compile.schedules.cuda_offsets import check_batch
@@ -32,6 +33,7 @@ _OPERATORS = {
     "linear": linear.emit,
     "norm_attention": norm_attention.emit,
     "norm_linear": norm_linear.emit,
+    "norm_mlp": norm_mlp.emit,
     "mean_pool": mean_pool.emit,
     "patchify": patchify.emit,
 }

@@ -1,5 +1,4 @@
-"""Join each MLP, with the LayerNorm before it and the residual behind it, where a GPU computes all
-of it in one kernel.
+"""Join each MLP with its LayerNorm and residual, where a GPU computes all of it in one kernel.
 
 As in fuse_layer_norm.py, this is not the graph that is stored. The semantics of the joined operator
 are in docs/integer-semantics.md section 3.10.
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 from tvm.target import Target
 
@@ -32,34 +32,37 @@ def fuse_mlps(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
     nodes: list[Node] = []
     fused: set[str] = set()
     for node in graph.nodes:
-        first = by_name.get(node.inputs[0])
-        norm = None if first is None else by_name.get(first.inputs[0])
-        alone = first is not None and norm is not None and readers[first.name] == 1
-        if not alone or readers[norm.name] > 1 or not _is_mlp(norm, first, node):
+        before = _before(node, by_name)
+        if before is None or any(readers[one.name] > 1 for one in before):
             nodes.append(node)
             continue
-        joined = _fused(norm, first, node)
+        joined = _fused(*before, node)
         if not _fits(joined, batch, target):
             nodes.append(node)
             continue
         nodes.append(joined)
-        fused |= {norm.name, first.name}
+        fused |= {one.name for one in before}
     kept = [node for node in nodes if node.name not in fused]
     return IntegerGraph(graph.input, kept, graph.input_name)
 
 
-def _is_mlp(norm: Node, first: Node, second: Node) -> bool:
-    """Whether the nodes, each of which reads the one before, are y = mlp(layer_norm(x)) + x."""
+def _before(second: Node, by_name: Mapping[str, Node]) -> tuple[Node, Node] | None:
+    """The LayerNorm and the first `linear` of an MLP whose last node this is, if it is one."""
+    first = by_name.get(second.inputs[0])
+    norm = None if first is None else by_name.get(first.inputs[0])
+    if first is None or norm is None:
+        return None
     if (norm.op, first.op, second.op) != ("layer_norm", "linear", "linear"):
-        return False
+        return None
     outs = norm.attrs["out"], first.attrs["out"], second.attrs["out"]
-    return (
+    fits = (
         outs == ("u8", "u8", "i16")
         and len(first.inputs) == 1
         and second.inputs[1:] == norm.inputs
         and second.attrs["activation"] == "none"
         and "rows" not in norm.tensors
     )
+    return (norm, first) if fits else None
 
 
 def _fits(node: Node, batch: int, target: Target) -> bool:

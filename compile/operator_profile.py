@@ -174,6 +174,11 @@ def _work(node: Node, batch: int) -> tuple[str, int]:
         norm = "layer_norm, " if node.op == "norm_linear" else ""
         what = f"{norm}linear {rows}x{depth} -> {channels} {node.attrs['out']}{kind}{residual}"
         return what, 2 * batch * rows * depth * channels
+    if node.op == "norm_mlp":
+        hidden, activation = node.tensors["weight"].shape[0], node.attrs["activation"]
+        kind = f" {activation}" if activation != "none" else ""
+        what = f"layer_norm, MLP {rows}x{channels} -> {hidden}{kind} -> {channels} i16 + residual"
+        return what, 4 * batch * rows * channels * hidden
     if node.op in ("attention", "norm_attention"):
         windows, tokens = node.tensors["rows"].shape
         heads, d = int(node.attrs["heads"]), int(node.attrs["d"])

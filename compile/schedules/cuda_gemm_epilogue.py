@@ -141,7 +141,7 @@ class Epilogue:
             T.evaluate(cuda.store_global(target, registers, min(total, 16)))
 
     def packed(self, index: int, acc: list[Expr]) -> Buffer:
-        """The results as they are stored, in registers that the next ones take; `index` as above."""
+        """The results as they are stored, in registers until the next call; `index` as above."""
         results = [self._result(index, i, value) for i, value in enumerate(acc)]
         per_word = 4 // _SIZES[self._shape.out]
         for word in range(self._width // per_word):

@@ -1,4 +1,4 @@
-"""LayerNorm and the MLP behind it in one CUDA kernel, for int8 tensor cores: the hidden layer stays.
+"""LayerNorm and the MLP behind it in one CUDA kernel, for int8 tensor cores.
 
 A cluster of blocks of threads computes some rows of y; each of its blocks has a slice of the hidden
 channels. A block normalises the rows to shared memory (cuda_norm_rows.py) while its slices of both

@@ -180,7 +180,7 @@ def candidates(shape: NormMlpShape, field: str, made: Mapping[str, int]) -> dict
         return dict.fromkeys(_lanes(shape, made), 1)
     if field == "ahead":
         return {0: 1, 1: 1}
-    names = [name for name in _WARP_FIELDS[: _WARP_FIELDS.index(field)]]
+    names = _WARP_FIELDS[: _WARP_FIELDS.index(field)]
     chosen = tuple(made[name] for name in names)
     fitting = _warps(shape, made["block_rows"], made["cluster"])
     return dict.fromkeys(
@@ -263,7 +263,8 @@ def _tiles(shape: NormMlpShape) -> Iterator[NormMlpTile]:
             for warps in _warps(shape, rows, cluster):
                 made = dict(zip(_WARP_FIELDS, warps, strict=True), block_rows=rows)
                 for lanes in _lanes(shape, made):
-                    yield NormMlpTile(rows, cluster, *warps, lanes, ahead=0)
+                    others = {"cluster": cluster, "lanes": lanes, "ahead": 0}
+                    yield NormMlpTile(**made, **others)
 
 
 def _cycles(shape: NormMlpShape, tile: NormMlpTile) -> float:
@@ -276,8 +277,8 @@ def _cycles(shape: NormMlpShape, tile: NormMlpTile) -> float:
     gpu, own, rows = GPUS[shape.arch], shape.hidden // tile.cluster, tile.block_rows
     warps = tile.threads // 32
     loading = 2 * shape.channels * own / 40  # bytes of a cycle, of a multiprocessor
-    in_passes = -(-rows * tile.lanes // tile.threads)
-    normalising = 600 + in_passes * (14 * -(-shape.channels // tile.lanes) + 250)
+    passes = -(-rows * tile.lanes // tile.threads)
+    normalising = 600.0 + passes * (14 * -(-shape.channels // tile.lanes) + 250)
     normalising = max(normalising, rows * (14 * shape.channels + 150 * tile.lanes) / 100)
     products = 2 * rows * shape.channels * own / gpu.products
     of_first = 16 * rows * own // (tile.row_warps * tile.column_warps) // 8192 + 35
@@ -285,8 +286,8 @@ def _cycles(shape: NormMlpShape, tile: NormMlpTile) -> float:
     of_second = 16 * rows * shape.channels // outs // 8192 + 35
     waiting = shape.channels // STEP * of_first + own // STEP // tile.out_depth_warps * of_second
     epilogue = 10 if shape.activation == "none" else 24  # instructions for a result
-    results = rows * own * epilogue + rows * shape.channels * (4 * tile.out_depth_warps + 6)
-    results = max(results / 100, results / warps / 32 * 2)
+    instructions = rows * own * epilogue + rows * shape.channels * (4 * tile.out_depth_warps + 6)
+    results = max(instructions / 100, instructions / warps / 32 * 2)
     alone = max(loading / 2, normalising) + loading / 2 + max(products, waiting) + results + 1500
     if tile.out_depth_warps > 1:
         alone += 150

@@ -1,4 +1,4 @@
-"""Sums of partial products: of the warps of a block that share the depth, and of a cluster's blocks.
+"""Sums of partial products: of warps of a block that share the depth, and of a cluster's blocks.
 
 Warps write their accumulators to shared memory. A sum is read, added and written back there by one
 thread, then each block of the cluster takes its share of the results and reads those of all blocks

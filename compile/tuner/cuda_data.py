@@ -11,7 +11,14 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from intswin.compile.operators import attention, layer_norm, linear, norm_attention, norm_linear
+from intswin.compile.operators import (
+    attention,
+    layer_norm,
+    linear,
+    norm_attention,
+    norm_linear,
+    norm_mlp,
+)
 from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
 from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
@@ -26,6 +33,7 @@ _OPERATORS = {
     "layer_norm": layer_norm,
     "norm_linear": norm_linear,
     "norm_attention": norm_attention,
+    "norm_mlp": norm_mlp,
 }
 
 
@@ -56,6 +64,7 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
         "layer_norm": _layer_norm,
         "norm_linear": _norm_linear,
         "norm_attention": _norm_attention,
+        "norm_mlp": _norm_mlp,
     }
     return problems[spec.op](spec, rng)
 
@@ -147,6 +156,21 @@ def _norm_attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     attrs |= {"shift": shift, "heads": heads, "d": d}
     out = TensorSpec((tensors["rows"].size, heads * d), "uint8", 1.0, 128)
     node = Node("norm_attention", "norm_attention", ["x"], tensors, attrs, out)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _norm_mlp(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """A LayerNorm and the MLP behind it; x is added to its results."""
+    (_, rows, channels), out_dtype = spec.arguments[-1]
+    hidden, shift = spec.number("hidden"), int(rng.integers(8, 20))
+    x, tensors = _normalised(spec, channels, shift, "uint8", rng)
+    activation = spec.text("activation")
+    of_first, attrs = _parameters(spec, hidden, channels, "u8", activation, rng)
+    of_second, _ = _parameters(spec, channels, hidden, "i16", "none", rng)
+    names = ("weight", "bias", "pre", "mult")
+    tensors |= of_first | {f"{name}2": of_second[name] for name in names}
+    out = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = Node("norm_mlp", "norm_mlp", ["x"], tensors, {**attrs, "shift": shift}, out)
     return _of_some_images(spec, node, x, rng)
 
 

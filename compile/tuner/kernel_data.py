@@ -25,8 +25,8 @@ class KernelSpec:
         arguments: (shape, dtype) of each, the output last.
         op: the operator.
         attributes: name and value of those that its PrimFunc has.
-        operations: multiplications and additions, without padding: of the GEMM, of the two
-            products of an attention; of a LayerNorm about 8 for each number.
+        operations: multiplications and additions, without padding: of the GEMM or both GEMMs,
+            of the two products of an attention; of a LayerNorm about 8 for each number.
         target: JSON of the target of a CUDA kernel.
     """
 
@@ -81,6 +81,9 @@ class KernelSpec:
         depth = _depth(self.arguments, dict(self.attributes))
         activation = self.text("activation")
         activation = "" if activation == "none" else f" {activation}"
+        if self.op == "norm_mlp":
+            hidden = self.number("hidden")
+            return f"layer_norm, {batch}x{rows}x{channels} -> {hidden}{activation} -> {channels}"
         gemm = f"{batch}x{rows}x{depth} -> {channels} {self.text('out')}{activation}"
         return gemm if self.op == "linear" else f"layer_norm, {gemm}"
 
@@ -94,6 +97,8 @@ def _operations(op: str, arguments: Arguments, attributes: Mapping[str, int | st
     batch, rows, channels = arguments[-1][0]
     if op in ("linear", "norm_linear"):
         return 2 * batch * rows * channels * _depth(arguments, attributes)
+    if op == "norm_mlp":
+        return 4 * batch * rows * channels * int(attributes["hidden"])
     if op == "attention":
         return 4 * batch * rows * channels * int(attributes["tokens"])
     if op == "norm_attention":

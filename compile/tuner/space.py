@@ -18,6 +18,7 @@ from intswin.compile.schedules import (
     cuda_layer_norm_space,
     cuda_norm_attention_space,
     cuda_norm_gemm_space,
+    cuda_norm_mlp_space,
     gemm,
     gemm_space,
 )
@@ -31,12 +32,19 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
     NormAttentionTile,
 )
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile
+from intswin.compile.schedules.cuda_norm_mlp_space import NormMlpShape, NormMlpTile
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import is_cuda
 
 Shape: TypeAlias = (
-    GemmShape | CudaGemmShape | NormGemmShape | NormAttentionShape | AttentionShape | LayerNormShape
+    GemmShape
+    | CudaGemmShape
+    | NormGemmShape
+    | NormAttentionShape
+    | NormMlpShape
+    | AttentionShape
+    | LayerNormShape
 )
 Tile: TypeAlias = (
     GemmTile
@@ -45,6 +53,7 @@ Tile: TypeAlias = (
     | Dp4aTile
     | NormGemmTile
     | NormAttentionTile
+    | NormMlpTile
     | MmaAttentionTile
     | LayerNormTile
 )
@@ -54,13 +63,25 @@ _SPACES: dict[type, Space] = {
     CudaGemmShape: cuda_gemm_space,
     NormGemmShape: cuda_norm_gemm_space,
     NormAttentionShape: cuda_norm_attention_space,
+    NormMlpShape: cuda_norm_mlp_space,
     AttentionShape: cuda_attention_space,
     LayerNormShape: cuda_layer_norm_space,
+}
+# What `matrix` is about.
+_SHARED: dict[type, tuple[str, ...]] = {
+    GemmShape: ("blocks", "depth"),
+    CudaGemmShape: ("layout", "columns", "depth"),
+    NormGemmShape: ("columns", "depth"),
+    NormAttentionShape: ("tokens", "channels"),
+    NormMlpShape: ("channels", "hidden"),
+    AttentionShape: ("tokens", "d"),
+    LayerNormShape: ("gather", "channels"),
 }
 _TILES: dict[type, type[Tile]] = {
     GemmShape: GemmTile,
     NormGemmShape: NormGemmTile,
     NormAttentionShape: NormAttentionTile,
+    NormMlpShape: NormMlpTile,
     AttentionShape: MmaAttentionTile,
     LayerNormShape: LayerNormTile,
 }
@@ -96,7 +117,7 @@ def tile(target: Target, values: Sequence[int]) -> Tile:
     """
     kinds: list[type[Tile]] = [GemmTile]
     if is_cuda(target):
-        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile]
+        kinds = [MmaTile, WgmmaTile, Dp4aTile, NormGemmTile, NormMlpTile]
         kinds += [NormAttentionTile, MmaAttentionTile, LayerNormTile]
     for kind in kinds:
         if len(dataclasses.fields(kind)) == len(values):
@@ -119,17 +140,8 @@ def decided(shape: Shape, made: Mapping[str, int]) -> Tile:
 
 def matrix(shape: Shape) -> tuple:
     """What kernels share whose best tiles resemble each other: those of one matrix, for a GEMM."""
-    if isinstance(shape, CudaGemmShape):
-        return shape.layout, shape.columns, shape.depth
-    if isinstance(shape, NormGemmShape):
-        return "norm_linear", shape.columns, shape.depth
-    if isinstance(shape, NormAttentionShape):
-        return "norm_attention", shape.tokens, shape.channels
-    if isinstance(shape, GemmShape):
-        return shape.blocks, shape.depth
-    if isinstance(shape, AttentionShape):
-        return "attention", shape.tokens, shape.d
-    return "layer_norm", shape.gather * shape.channels
+    names = _SHARED[type(shape)]
+    return type(shape).__name__, *(getattr(shape, name) for name in names)
 
 
 def decide(workload: tvm.IRModule, target: Target, chosen: Tile | None) -> s_tir.Schedule:

@@ -16,6 +16,7 @@ from intswin.compile.schedules import cuda_device_functions
 from intswin.compile.targets import TARGET_NAMES, get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
 from intswin.models.errors import IntswinError
+from norm_mlp import random_norm_mlp
 from operator_runner import emit_operator
 
 
@@ -81,6 +82,18 @@ def test_a_large_gemm_is_computed_by_wgmma(name, tmp_path):
     assert [(code.kind, code.arch) for code in cuda_code.read(data)] == CODE[name]
     assert [f for f in report.device_functions if f.startswith("intswin_wgmma_n")]
     assert "intswin_mma_u8s8" not in report.device_functions
+
+
+@pytest.mark.parametrize("name", [needs("cuda-h100")])
+def test_an_mlp_is_computed_by_clusters(name, tmp_path):
+    """Its weights are too large for one block: the machine code has the cluster's instructions."""
+    case, _ = random_norm_mlp(np.random.default_rng(0), 16, 384, 1536)
+    data, report = library(name, tmp_path, case)
+    (code,) = cuda_code.read(data)
+    assert (code.kind, code.arch, code.kernels) == (*CODE[name][0], ["norm_mlp_kernel"])
+    for function in ("map_shared", "load_cluster_16", "cluster_arrive", "cluster_wait"):
+        assert report.device_functions[f"intswin_{function}"] > 0
+    assert b"clusterCtaIdx.x" in data  # what the launch is told
 
 
 @pytest.mark.parametrize("name", [needs("cuda-a100")])

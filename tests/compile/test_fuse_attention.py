@@ -56,11 +56,12 @@ def test_swin(rng, target_name):
     assert "attention" not in ops(result)
     assert len(result.nodes) == len(graph.nodes) - 2 * len(joined)
     everything = fuse_for_target(graph, 2, target)
-    assert ops(everything).count("norm_linear") == 3  # two MLPs, and the reduction between
+    assert ops(everything).count("norm_linear") == 1  # the reduction
+    assert ops(everything).count("norm_mlp") == 2
     images = graphs.random_images(rng, graph, 2)
     expected = integer_reference.run_all(graph, images)
     actual = integer_reference.run_all(everything, images)
-    assert len(actual) == len(expected) - 2 * 2 - 3
+    assert len(actual) == len(expected) - 2 * 2 - 2 * 2 - 1
     for name, array in actual.items():
         np.testing.assert_array_equal(array, expected[name], name, strict=True)
 

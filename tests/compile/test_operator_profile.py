@@ -8,6 +8,7 @@ from intswin.compile.cpu_peak import CpuPeak
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph, Node, TensorSpec
 from norm_linear import random_norm_linear
+from norm_mlp import random_norm_mlp
 
 PEAK = CpuPeak("vpdpbusd zmm", 1000.0, 20.0, 200.0)
 
@@ -52,6 +53,14 @@ def test_layers_of_one_shape_are_one_row(graph):
     # q k^T and p v, in two windows of 49 tokens, for two images
     assert attention.operations == 2 * 2 * (2 * 2 * 49 * 49 * 16)
     assert linear.gops == pytest.approx(linear.operations / 30e-6 / 1e9)
+
+
+def test_an_mlp():
+    case, _ = random_norm_mlp(np.random.default_rng(0), 49, 32, 64, activation="igelu")
+    graph = IntegerGraph(case.specs[0], [case.node], "x")
+    (row,) = operator_profile.profile(graph, 2, [[("norm_mlp", 1e-5)]])
+    assert row.what == "layer_norm, MLP 49x32 -> 64 igelu -> 32 i16 + residual"
+    assert row.operations == 2 * 2 * (2 * 49 * 32 * 64)
 
 
 def test_a_layer_norm_within_a_gemm():
