@@ -30,7 +30,9 @@ from intswin.compile.schedules import (
     cuda_gemm_space,
     cuda_kernels,
     cuda_layer_norm_space,
+    cuda_norm_attention_space,
     cuda_norm_gemm_space,
+    cuda_norm_mlp_space,
     gemm,
     gemm_space,
 )
@@ -310,6 +312,8 @@ def _cuda_definitions(target: Target) -> str:
         cuda_attention_space,
         cuda_layer_norm_space,
         cuda_norm_gemm_space,
+        cuda_norm_attention_space,
+        cuda_norm_mlp_space,
     )
     parts = [f"{space.__name__} {space.SPACE_VERSION}" for space in spaces]
     parts += _small_kernels(target, depth=6) + _small_kernels(target, depth=16)

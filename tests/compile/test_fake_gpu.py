@@ -50,6 +50,11 @@ def test_tuning(tmp_path):
     assert all('"seconds"' in line for line in lines)
 
 
+def test_clusters_are_launched():
+    """TVM's runtime tells the driver how many blocks a cluster has."""
+    python(HERE / "cluster_program.py")
+
+
 @pytest.mark.slow
 def test_with_torch():
     """The shorter ones of the tests for a real GPU, so that they are right when there is one."""
