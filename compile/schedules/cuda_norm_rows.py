@@ -59,7 +59,7 @@ class NormalisedRows:
         args: buffers as for `LayerNormRow`; the shift of the results is params[1].
         place: the thread and the block's first row.
         address: in shared memory.
-        rank: of the block in its cluster, if it has one; all of its blocks have to have started.
+        rank: of the block in its cluster, all of whose blocks have to have started.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class NormalisedRows:
         args: Mapping[str, Buffer],
         place: Place,
         address: Expr,
-        rank: Expr | None = None,
+        rank: Expr | int = 0,
     ) -> None:
         self._shape, self._tile, self._args, self._place = shape, tile, args, place
         self._address, self._rank = address, rank
