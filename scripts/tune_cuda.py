@@ -7,10 +7,11 @@ or, where a GPU is scarce, with the candidates built ahead on a machine without 
     python scripts/tune_cuda.py --prepare --builds out/builds --minutes 60
     python scripts/tune_cuda.py --builds out/builds --built-only --minutes 6
 
-Code for cuda-h100 is tuned on an H100. Code for cuda-v100 is tuned on the same card, which runs its
-compute_70 PTX: a proxy, not a V100, and the README in its folder says so. Every batch of candidates
-is in the log when it is done: killed or out of time, it goes on where it stopped when it is run
-again. Each record was compared with the NumPy reference on random inputs over the whole domain.
+Code for cuda-h100 is tuned on an H100 or H200. Code for cuda-v100 is tuned on the same card, which
+runs its compute_70 PTX: a proxy, not a V100, and the README in its folder says so. Every batch of
+candidates is in the log when it is done: killed or out of time, it goes on where it stopped when it
+is run again. Each record was compared with the NumPy reference on random inputs over the whole
+domain.
 """
 
 from __future__ import annotations
