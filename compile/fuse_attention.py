@@ -6,11 +6,11 @@ and attributes of all three, and their semantics (docs/integer-semantics.md sect
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 
 from tvm.target import Target
 
+from intswin.compile.fuse_nodes import join_chains
 from intswin.compile.operators import norm_attention
 from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.schedules import cuda_norm_attention_space
@@ -28,24 +28,12 @@ def fuse_attention(graph: IntegerGraph, batch: int, target: Target) -> IntegerGr
     """The graph with a node "norm_attention" for each such triple; for a CPU, the graph itself."""
     if not is_cuda(target):
         return graph
-    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
-    by_name = {node.name: node for node in graph.nodes}
-    nodes: list[Node] = []
-    fused: set[str] = set()
-    for node in graph.nodes:
-        linear = by_name.get(node.inputs[0])
-        norm = by_name.get(linear.inputs[0]) if linear is not None else None
-        joined = None
-        if linear is not None and norm is not None:
-            if readers[linear.name] == readers[norm.name] == 1:
-                joined = _fused(norm, linear, node, batch, target)
-        if joined is None:
-            nodes.append(node)
-            continue
-        nodes.append(joined)
-        fused |= {joined_node.name for joined_node in (norm, linear) if joined_node is not None}
-    kept = [node for node in nodes if node.name not in fused]
-    return IntegerGraph(graph.input, kept, graph.input_name)
+
+    def join(triple: tuple[Node, ...]) -> Node | None:
+        norm, linear, attention = triple
+        return _fused(norm, linear, attention, batch, target)
+
+    return join_chains(graph, 3, join)
 
 
 def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target) -> Node | None:

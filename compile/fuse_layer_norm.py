@@ -7,11 +7,11 @@ artifact stores. Their fused form has the constants and attributes of both, and 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 
 from tvm.target import Target
 
+from intswin.compile.fuse_nodes import join_chains
 from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
@@ -26,19 +26,12 @@ def fuse_layer_norms(graph: IntegerGraph, batch: int, target: Target) -> Integer
     """The graph with a node "norm_linear" for each such pair; for a CPU, the graph itself."""
     if not is_cuda(target):
         return graph
-    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
-    by_name = {node.name: node for node in graph.nodes}
-    nodes: list[Node] = []
-    fused: set[str] = set()
-    for node in graph.nodes:
-        norm = by_name.get(node.inputs[0])
-        if norm is None or readers[norm.name] > 1 or not _fits(norm, node, batch, target):
-            nodes.append(node)
-            continue
-        nodes.append(_fused(norm, node))
-        fused.add(norm.name)
-    kept = [node for node in nodes if node.name not in fused]
-    return IntegerGraph(graph.input, kept, graph.input_name)
+
+    def join(pair: tuple[Node, ...]) -> Node | None:
+        norm, linear = pair
+        return _fused(norm, linear) if _fits(norm, linear, batch, target) else None
+
+    return join_chains(graph, 2, join)
 
 
 def _fits(norm: Node, linear: Node, batch: int, target: Target) -> bool:

@@ -6,12 +6,11 @@ are in docs/integer-semantics.md section 3.10.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Mapping
 
 from tvm.target import Target
 
+from intswin.compile.fuse_nodes import join_chains
 from intswin.compile.operators import norm_mlp
 from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.schedules.cuda_norm_mlp_space import has_tiles
@@ -27,42 +26,28 @@ def fuse_mlps(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
     """The graph with a node "norm_mlp" for each such MLP; for a CPU, the graph itself."""
     if not is_cuda(target):
         return graph
-    readers = collections.Counter(name for node in graph.nodes for name in node.inputs)
-    by_name = {node.name: node for node in graph.nodes}
-    nodes: list[Node] = []
-    fused: set[str] = set()
-    for node in graph.nodes:
-        before = _before(node, by_name)
-        if before is None or any(readers[one.name] > 1 for one in before):
-            nodes.append(node)
-            continue
-        joined = _fused(*before, node)
-        if not _fits(joined, batch, target):
-            nodes.append(node)
-            continue
-        nodes.append(joined)
-        fused |= {one.name for one in before}
-    kept = [node for node in nodes if node.name not in fused]
-    return IntegerGraph(graph.input, kept, graph.input_name)
+
+    def join(chain: tuple[Node, ...]) -> Node | None:
+        if not _is_mlp(*chain):
+            return None
+        joined = _fused(*chain)
+        return joined if _fits(joined, batch, target) else None
+
+    return join_chains(graph, 3, join)
 
 
-def _before(second: Node, by_name: Mapping[str, Node]) -> tuple[Node, Node] | None:
-    """The LayerNorm and the first `linear` of an MLP whose last node this is, if it is one."""
-    first = by_name.get(second.inputs[0])
-    norm = None if first is None else by_name.get(first.inputs[0])
-    if first is None or norm is None:
-        return None
+def _is_mlp(norm: Node, first: Node, second: Node) -> bool:
+    """Whether these are a LayerNorm and the MLP behind it, with the residual."""
     if (norm.op, first.op, second.op) != ("layer_norm", "linear", "linear"):
-        return None
+        return False
     outs = norm.attrs["out"], first.attrs["out"], second.attrs["out"]
-    fits = (
+    return (
         outs == ("u8", "u8", "i16")
         and len(first.inputs) == 1
         and second.inputs[1:] == norm.inputs
         and second.attrs["activation"] == "none"
         and "rows" not in norm.tensors
     )
-    return (norm, first) if fits else None
 
 
 def _fits(node: Node, batch: int, target: Target) -> bool:

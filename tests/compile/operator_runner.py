@@ -4,7 +4,7 @@ import importlib
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.target import Target, codegen
 
 from cuda_emulator import emulate_network
@@ -38,6 +38,15 @@ def emit_operator(case, batch, target):
             out = bb.emit_output(operator.emit(bb, case.node, inputs, batch, target))
         bb.emit_func_output(out)
     return bb.get()
+
+
+def described_kernel(case, batch, target):
+    """The description of the operator's CUDA kernel, as "main", and its constants in order."""
+    mod = emit_operator(case, batch, target)
+    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
+    passed = mod["main"].body.blocks[0].bindings[0].value.args[1]
+    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
+    return func.with_attr("global_symbol", "main"), constants
 
 
 def check_compiled(case, batch, target_name, runs):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import s_tir
 
 import graphs
 from cuda_emulator import emulate
@@ -28,26 +28,16 @@ from intswin.compile.targets import get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
 from intswin.models import integer_ops
 from intswin.models.integer_math import requant8, requant16
-from operator_runner import emit_operator
+from operator_runner import described_kernel
 
 _EPILOGUES = itertools.cycle(
     [{"zero_point": 0}, {"out": "i16", "residual": True}, {"activation": "igelu"}, {"out": "i32"}]
 )
 
 
-def _described(case, batch, target):
-    """The PrimFunc of a `linear` as emitted, and the constants that it is called with."""
-    mod = emit_operator(case, batch, target)
-    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
-    binding = mod["main"].body.blocks[0].bindings[0]
-    passed = binding.value.args[1]
-    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
-    return func.with_attr("global_symbol", "main"), constants
-
-
 def _check(case, batch, target_name, tile, extreme=False):
     target = get_target(target_name)
-    func, constants = _described(case, batch, target)
+    func, constants = described_kernel(case, batch, target)
     sch = s_tir.Schedule(func)
     cuda_kernels.schedule(sch, target, tile)
     kernel = cuda_kernels.kernel(sch.mod["main"], target)
@@ -109,7 +99,7 @@ def test_description_computes_the_operator(target_name):
     rng = np.random.default_rng(2)
     target = get_target(target_name)
     case = graphs.random_linear(rng, 5, 80, 40, activation="igelu")
-    func, constants = _described(case, 2, target)
+    func, constants = described_kernel(case, 2, target)
     (x,) = case.inputs(rng, 2)
     expected = integer_ops.execute(case.node, [x])
     actual = tvm.runtime.tensor(np.zeros_like(expected))
@@ -124,7 +114,7 @@ def test_a_trace_gives_the_same_kernel(target_name, problem):
     *sizes, tile = problem
     target = get_target(target_name)
     case = graphs.random_linear(np.random.default_rng(4), *sizes, zero_point=0)
-    func, _ = _described(case, 1, target)
+    func, _ = described_kernel(case, 1, target)
     assert tile != default_tile(cuda_kernels.shape_of(func, target))
     decided = s_tir.Schedule(func)
     cuda_kernels.schedule(decided, target, tile)
@@ -137,7 +127,9 @@ def test_a_trace_gives_the_same_kernel(target_name, problem):
 
 def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
-    func, _ = _described(graphs.random_linear(np.random.default_rng(4), 49, 96, 64), 1, target)
+    func, _ = described_kernel(
+        graphs.random_linear(np.random.default_rng(4), 49, 96, 64), 1, target
+    )
     with pytest.raises(ValueError, match="block_depth=128 is not one of"):
         cuda_kernels.schedule(s_tir.Schedule(func), target, MmaTile(64, 64, 128, 2, 2, 1, 2))
 

@@ -4,8 +4,7 @@ import random
 
 import numpy as np
 import pytest
-import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir
 
 from cuda_emulator import emulate
 from intswin.compile.schedules import cuda_kernels
@@ -22,15 +21,7 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
 from norm_attention import random_norm_attention
-from operator_runner import emit_operator
-
-
-def _described(case, batch, target):
-    mod = emit_operator(case, batch, target)
-    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
-    passed = mod["main"].body.blocks[0].bindings[0].value.args[1]
-    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
-    return func.with_attr("global_symbol", "main"), constants
+from operator_runner import described_kernel
 
 
 @pytest.mark.parametrize(
@@ -60,7 +51,7 @@ def test_tiles(target_name, problem, tile, extreme):
     case, nodes = random_norm_attention(
         rng, windows, tokens, heads, channels, patterns=patterns, extreme=extreme
     )
-    func, constants = _described(case, batch, target)
+    func, constants = described_kernel(case, batch, target)
     sch = s_tir.Schedule(func)
     cuda_kernels.schedule(sch, target, tile)
     kernel = cuda_kernels.kernel(sch.mod["main"], target)
@@ -138,6 +129,6 @@ def test_what_does_not_fit():
 def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     case, _ = random_norm_attention(np.random.default_rng(4), 1, 16, 1, 64)
-    func, _ = _described(case, 1, target)
+    func, _ = described_kernel(case, 1, target)
     with pytest.raises(ValueError, match="cluster=2 is not one of"):
         cuda_kernels.schedule(s_tir.Schedule(func), target, NormAttentionTile(2, 3, 1, 4))

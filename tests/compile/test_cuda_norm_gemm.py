@@ -5,8 +5,7 @@ import random
 
 import numpy as np
 import pytest
-import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir
 
 from cuda_emulator import emulate
 from intswin.compile.schedules import cuda_kernels
@@ -21,17 +20,9 @@ from intswin.compile.schedules.cuda_norm_gemm_space import (
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
 from norm_linear import random_norm_linear
-from operator_runner import emit_operator
+from operator_runner import described_kernel
 
 _EPILOGUES = itertools.cycle([{"zero_point": 0}, {"out": "s8"}, {"activation": "igelu"}])
-
-
-def _described(case, batch, target):
-    mod = emit_operator(case, batch, target)
-    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
-    passed = mod["main"].body.blocks[0].bindings[0].value.args[1]
-    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
-    return func.with_attr("global_symbol", "main"), constants
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_tiles(target_name, problem, epilogue, extreme):
     case, norm, linear = random_norm_linear(
         rng, rows, channels, columns, group=group, extreme=extreme, **epilogue
     )
-    func, constants = _described(case, batch, target)
+    func, constants = described_kernel(case, batch, target)
     sch = s_tir.Schedule(func)
     cuda_kernels.schedule(sch, target, tile)
     kernel = cuda_kernels.kernel(sch.mod["main"], target)
@@ -127,7 +118,7 @@ def test_every_draw_is_a_tile(arch):
 def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     case, *_ = random_norm_linear(np.random.default_rng(4), 49, 96, 96)
-    func, _ = _described(case, 1, target)
+    func, _ = described_kernel(case, 1, target)
     with pytest.raises(ValueError, match="lanes=16 is not one of"):
         tile = NormGemmTile(64, 96, 96, 2, 3, 1, 1, 16)
         cuda_kernels.schedule(s_tir.Schedule(func), target, tile)

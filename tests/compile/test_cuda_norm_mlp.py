@@ -5,8 +5,7 @@ import random
 
 import numpy as np
 import pytest
-import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir
 from tvm_ffi import structural_equal
 
 from cuda_emulator.emulate import emulate_program
@@ -24,19 +23,11 @@ from intswin.compile.schedules.cuda_norm_mlp_space import (
 from intswin.compile.targets import get_target
 from intswin.models import integer_ops
 from norm_mlp import random_norm_mlp
-from operator_runner import emit_operator
+from operator_runner import described_kernel
 
 _EPILOGUES = itertools.cycle(
     [{"zero_point": 0}, {"activation": "igelu"}, {}, {"activation": "shiftgelu"}]
 )
-
-
-def described(case, batch, target):
-    mod = emit_operator(case, batch, target)
-    (func,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
-    passed = mod["main"].body.blocks[0].bindings[0].value.args[1]
-    constants = [c.value.numpy() for c in passed if isinstance(c, tvm.ir.GenericConst)]
-    return func.with_attr("global_symbol", "main"), constants
 
 
 @pytest.mark.parametrize(
@@ -74,7 +65,7 @@ def test_tiles(target_name, problem, epilogue):
     program = None
     for extreme in (False, True):
         case, nodes = random_norm_mlp(rng, rows, channels, hidden, extreme=extreme, **epilogue)
-        func, constants = described(case, batch, target)
+        func, constants = described_kernel(case, batch, target)
         if program is None:  # constants are arguments: the next problem is of the same kernel
             first_func, program = func, _program(func, tile, target)
         assert structural_equal(func, first_func, map_free_vars=True)
@@ -160,7 +151,7 @@ def test_swin_tiny_has_tiles_where_its_weights_fit():
 def test_tiles_of_another_shape_are_refused():
     target = get_target("cuda-h100")
     case, _ = random_norm_mlp(np.random.default_rng(4), 49, 96, 384)
-    func, _ = described(case, 1, target)
+    func, _ = described_kernel(case, 1, target)
     with pytest.raises(ValueError, match="cluster=16 is not one of"):
         tile = NormMlpTile(32, 16, 1, 2, 1, 2, 1, 8, 0)
         cuda_kernels.schedule(s_tir.Schedule(func), target, tile)
