@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from intswin.compile.bench import summary
+from intswin.models.errors import IntswinError
 
 Call = Callable[[], Any]
 Say = Callable[[str], None]
@@ -66,6 +67,9 @@ def race(
     Returns:
         for each a row of `bench.summary` with its label, or {"label", "reason"} without numbers;
         no row has a ratio when the first contestant has no numbers.
+
+    Raises:
+        IntswinError: one of them failed after it was built; it is named.
     """
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Call] = {}
@@ -131,8 +135,12 @@ def _take_turns(
     while names and (rounds < FEWEST_ROUNDS or time.monotonic() < end):
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            time_calls(calls[name], 1)  # brings the network's own data to the caches
-            samples[name].append(time_calls(calls[name], counts[name]) / counts[name])
+            try:
+                time_calls(calls[name], 1)  # brings the network's own data to the caches
+                samples[name].append(time_calls(calls[name], counts[name]) / counts[name])
+            except Exception as error:  # of CUDA: nothing runs in this process any more
+                line = str(error).strip().split("\n")[0]
+                raise IntswinError(f"{name} failed while it was timed: {line}") from error
         rounds += 1
     return samples
 

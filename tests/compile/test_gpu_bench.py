@@ -74,6 +74,22 @@ def test_a_failure_and_a_lack_of_time_leave_the_others(clock):
     assert any("FAILED: inductor says: ... no" in line for line in said)
 
 
+def test_one_that_fails_later_is_named(clock):
+    calls = iter([1e-3] * 9)  # enough to be built
+
+    def later():
+        try:
+            return next(calls)
+        except StopIteration:
+            raise RuntimeError("CUDA error: unspecified launch failure\nmore") from None
+
+    contestants = [contestant("a", 1e-3), Contestant("b", "B", lambda: later, 0.0)]
+    with pytest.raises(
+        IntswinError, match=r"^b failed while it was timed: CUDA error: .* failure$"
+    ):
+        run(contestants, clock)
+
+
 def test_what_is_known_is_kept_before_a_slow_one_is_built(clock):
     kept = []
 
