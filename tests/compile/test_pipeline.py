@@ -52,7 +52,7 @@ def crops(count, size=224):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_swin_micro_is_bit_exact(activation, batch):
     """The embedded networks on 16 real images."""
     compiled = compiled_once(CompileOptions(activation=activation, batch=batch))

@@ -125,7 +125,7 @@ def run(folder, case, target, trials):
     [
         pytest.param(CASE, H100, id="h100"),
         pytest.param(CASE, V100, id="v100", marks=pytest.mark.slow),
-        pytest.param(ATTENTION, H100, id="attention"),
+        pytest.param(ATTENTION, H100, id="attention", marks=pytest.mark.slow),
         pytest.param(LAYER_NORM, V100, id="layer_norm"),
     ],
 )
