@@ -39,8 +39,8 @@ def fuse_attention(graph: IntegerGraph, batch: int, target: Target) -> IntegerGr
 def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target) -> Node | None:
     """All three as one; None where they are no such triple, or there is no kernel for it.
 
-    Every head of a window normalises it for itself. That costs less than two kernels more do, while
-    a GPU has few windows and all is mostly latency.
+    Every head of a window normalises it, or, in a cluster of sm_90, a part of it. That costs less
+    than two kernels more do, while a GPU has few windows and all is mostly latency.
     """
     if (norm.op, linear.op, attention.op) != ("layer_norm", "linear", "attention"):
         return None

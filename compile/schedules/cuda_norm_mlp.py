@@ -11,9 +11,8 @@ which are mostly latency, are what this is for (fuse_mlp.py).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -23,6 +22,7 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules import cuda_tiles, simd
+from intswin.compile.schedules.cuda_attention_mma import where
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
 from intswin.compile.schedules.cuda_gemm_grid import Place
@@ -234,7 +234,7 @@ class _Kernel:
             T.evaluate(cuda.cluster_wait())
         totals = [cuda.registers(WIDTH) for _ in shares]
         for share, total in zip(shares, totals, strict=True):
-            with _where(share.exists):
+            with where(share.exists):
                 sums.total(share, self.rank, total)
         if tile.cluster > 1:  # nobody leaves while the others read its shared memory
             T.evaluate(cuda.cluster_arrive())
@@ -243,7 +243,7 @@ class _Kernel:
             conditions = [] if share.exists is None else [share.exists]
             if shape.second.rows % tile.block_rows:
                 conditions.append(row < int32(shape.second.rows))
-            with _where(tirx.all(*conditions) if conditions else None):
+            with where(tirx.all(*conditions) if conditions else None):
                 epilogue.store(0, row, share.column, [total[i] for i in range(WIDTH)])
         if tile.cluster > 1:
             T.evaluate(cuda.cluster_wait())
@@ -263,14 +263,3 @@ class _Kernel:
         epilogue.load_columns(share.column)
         epilogue.load_residual(0, self.row + share.row, share.column)
         return epilogue
-
-
-@contextlib.contextmanager
-def _where(condition: Expr | None) -> Iterator[None]:
-    """Emit what follows for threads of which the condition holds; for all, if it is None."""
-    if condition is None:
-        yield
-        return
-    with T.If(condition):
-        with T.Then():
-            yield
