@@ -118,7 +118,9 @@ class Fragments:
     def _load(self, registers: Buffer, at: int, part: int, row: Expr, channel: Expr, size: int):  # noqa: ANN202
         offset = row * self.qkv.width + part * self.qkv.part + self.qkv.first + channel
         source = cuda.pointer(self.qkv.buffer, offset)
-        T.evaluate(cuda.load_global(cuda.pointer(registers, at), source, size))
+        shared = self.qkv.buffer.scope().startswith("shared")
+        load = cuda.load_global if shared else cuda.load_activation
+        T.evaluate(load(cuda.pointer(registers, at), source, size))
 
     def load_queries(self, strip: Expr) -> None:
         """Fragments of the queries of a strip."""

@@ -34,6 +34,11 @@ def _from_sm_80(body: str, before: str = "") -> str:
     return f"\n#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800{body}{otherwise}#endif\n"
 
 
+def _from_sm_90(body: str) -> str:
+    """`body` for sm_90 and later, nothing for those before."""
+    return f"\n#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900{body}#endif\n"
+
+
 def _mma(left: str) -> str:
     whole = f"""
   asm("mma.sync.aligned.m16n8k32.row.col.s32.{left}.s8.s32 "
@@ -202,6 +207,46 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
         "void",
         "",
         '\n  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");\n',
+    ),
+    "intswin_launch_dependents": (
+        "void",
+        "",
+        _from_sm_90('\n  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");\n'),
+    ),
+    "intswin_wait_for_grid": (
+        "void",
+        "",
+        _from_sm_90('\n  asm volatile("griddepcontrol.wait;" ::: "memory");\n'),
+    ),
+    # Volatile, or the compiler could load what it takes for constant before wait_for_grid.
+    "intswin_load_activation_2": (
+        "void",
+        "int* r, const void* source",
+        """
+  unsigned short half;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(half) : "l"(source));
+  *r = half;
+""",
+    ),
+    "intswin_load_activation_4": (
+        "void",
+        "int* r, const void* source",
+        '\n  asm volatile("ld.global.b32 %0, [%1];" : "=r"(r[0]) : "l"(source));\n',
+    ),
+    "intswin_load_activation_8": (
+        "void",
+        "int* r, const void* source",
+        """
+  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(source));
+""",
+    ),
+    "intswin_load_activation_16": (
+        "void",
+        "int* r, const void* source",
+        """
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(source));
+""",
     ),
     "intswin_load_global_4": ("void", "int* r, const void* source", "\n  *r = *(int*)source;\n"),
     **{

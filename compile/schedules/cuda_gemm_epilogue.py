@@ -106,14 +106,15 @@ class Epilogue:
             last = int32(shape.columns - width)
             at = row * shape.columns + tirx.min(column, last)
             registers = cuda.pointer(self._residual, index * words)
-            T.evaluate(cuda.load_global(registers, cuda.pointer(residual, at), 2 * width))
+            T.evaluate(cuda.load_activation(registers, cuda.pointer(residual, at), 2 * width))
             return
+        halves = cuda.registers(2)
         for word in range(words):
-            low, high = (
-                residual[row * shape.columns + tirx.min(column + i, int32(shape.columns - 1))]
-                for i in (2 * word, 2 * word + 1)
-            )
-            packed = (high.astype("int32") << int32(16)) | (low.astype("int32") & int32(0xFFFF))
+            for half in range(2):
+                inside = tirx.min(column + (2 * word + half), int32(shape.columns - 1))
+                source = cuda.pointer(residual, row * shape.columns + inside)
+                T.evaluate(cuda.load_activation(cuda.pointer(halves, half), source, 2))
+            packed = (halves[1] << int32(16)) | halves[0]
             T.buffer_store(self._residual, packed, [index * words + word])
 
     def store(self, index: int, row: Expr, column: Expr, acc: list[Expr]) -> None:

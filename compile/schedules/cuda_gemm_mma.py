@@ -27,7 +27,12 @@ from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
-from intswin.compile.schedules.cuda_gemm_tiles import GPUS, CudaGemmShape, MmaTile
+from intswin.compile.schedules.cuda_gemm_tiles import (
+    FIRST_WITH_DEPENDENT_LAUNCH,
+    GPUS,
+    CudaGemmShape,
+    MmaTile,
+)
 from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
@@ -72,11 +77,10 @@ class MmaKernel:
     def emit(self) -> None:
         """Emit the whole of it: load ahead, multiply, reduce, write."""
         ahead = self.tile.stages - 1
+        T.evaluate(cuda.launch_dependents())
         self._plan_loads()
-        for i in range(max(ahead, 1)):
-            self._load(int32(i), i)
-        self._plan_write()
-        self._prepare_x()
+        self._load_constants(max(ahead, 1))
+        self._load_x(max(ahead, 1))
         for index in range(int(self.acc.shape[0])):
             T.buffer_store(self.acc, int32(0), [index])
         self._plan_multiplication()
@@ -129,15 +133,52 @@ class MmaKernel:
         group = self.column // _GROUP
         self.rows_of_weight.plan(self.thread, tile.threads, group, tile.weight_offset)
 
-    def _load(self, slice_: Expr, slot: int) -> None:
-        """Start copying a slice, as a group of its own."""
-        if slot < self.slices:
-            self._copies(slice_, int32(slot))
-        T.evaluate(cuda.cp_async_commit())
+    def _load_constants(self, slices: int) -> None:
+        """Load what no kernel writes, where waiting for it would show: for the first slices."""
+        if self._weight_first:
+            for i in range(min(slices, self.slices)):
+                self._copy_weight(int32(i), T.Bind(self._slot(int32(i))))
+        self._plan_write()
+
+    @property
+    def _few_blocks(self) -> bool:
+        gpu, tile, shape = GPUS[self.shape.arch], self.tile, self.shape
+        blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
+        return blocks <= _WAVES * gpu.processors
+
+    @property
+    def _weight_first(self) -> bool:
+        return self._few_blocks and self.shape.arch >= FIRST_WITH_DEPENDENT_LAUNCH
+
+    def _plan_write(self) -> None:
+        """Load the constants of the epilogue's first group, where few others hide the wait."""
+        self.early = self._few_blocks and self.groups * self.row_blocks <= _EARLY
+        if self.early:
+            self.writer = self._writer()
+            self.writer.load_columns(0)
+
+    def _load_x(self, slices: int) -> None:
+        """Start copying the first slices, each as a group of its own; then the residual."""
+        T.evaluate(cuda.wait_for_grid())
+        for i in range(slices):
+            if i < self.slices:
+                base = T.Bind(self._slot(int32(i)))
+                self._copy_x(int32(i), base)
+                if not self._weight_first:
+                    self._copy_weight(int32(i), base)
+            T.evaluate(cuda.cp_async_commit())
+        if self.early:
+            self.writer.load_residual(0)
 
     def _copies(self, slice_: Expr, slot: Expr) -> None:
         base = T.Bind(self._slot(slot))
+        self._copy_x(slice_, base)
+        self._copy_weight(slice_, base)
+
+    def _copy_x(self, slice_: Expr, base: Expr) -> None:
         self.rows_of_x.start(slice_, base)
+
+    def _copy_weight(self, slice_: Expr, base: Expr) -> None:
         self.rows_of_weight.start(slice_, base)
 
     def _plan_multiplication(self) -> None:
@@ -150,9 +191,6 @@ class MmaKernel:
         first = self.column_warp * (self.groups * self.steps * _PIECE)
         b_offset = tile.weight_offset + first + self.lane * CHUNK
         self.b_offset = T.Bind(b_offset.astype("uint32"))
-
-    def _prepare_x(self) -> None:
-        """Emit what comes between the first loads and the multiplication: nothing."""
 
     def _x_address(self, _slice: Expr, slot: Expr) -> Expr:
         """Where a slice of x is: where its slot is."""
@@ -209,17 +247,6 @@ class MmaKernel:
                         )
                         for j in range(4):
                             T.buffer_store(self.acc, self.acc[i + j] + part[j], [i + j])
-
-    def _plan_write(self) -> None:
-        """Load what the epilogue needs, where that is little and waiting for it would show."""
-        gpu, tile = GPUS[self.shape.arch], self.tile
-        blocks = -(-self.shape.rows // tile.block_rows) * -(
-            -self.shape.columns // tile.block_columns
-        )
-        self.early = self.groups * self.row_blocks <= _EARLY and blocks <= _WAVES * gpu.processors
-        if self.early:
-            self.writer = self._writer()
-            self.writer.load(0)
 
     def _writer(self) -> AccumulatorWriter:
         tile = self.tile

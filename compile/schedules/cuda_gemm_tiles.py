@@ -7,6 +7,7 @@ import dataclasses
 MOST_ACCUMULATORS = 128  # int32 registers of a thread
 REGISTERS = 65536  # of a multiprocessor, and so of a block
 FIRST_WITH_ASYNC_COPIES = 80
+FIRST_WITH_DEPENDENT_LAUNCH = 90  # see dependent_launch.py
 WGMMA_ALIGNMENT = 1024  # bytes; of a slice in shared memory
 
 

@@ -62,10 +62,12 @@ class WgmmaKernel:
             self.args.weight, channels, shape.depth, tile.block_columns, tile.block_depth
         )
         self.x.plan(place.thread, tile.threads, place.row)
+        T.evaluate(cuda.launch_dependents())
         offset = tile.block_rows * tile.block_depth
         self.weight.plan(place.thread, tile.threads, place.column, offset)
         for index in range(int(self.acc.shape[0])):
             T.buffer_store(self.acc, int32(0), [index])
+        T.evaluate(cuda.wait_for_grid())
         for i in range(self.ahead):
             self._copies(int32(i))
             T.evaluate(cuda.cp_async_commit())

@@ -48,19 +48,22 @@ class AccumulatorWriter:
         self._epilogue = Epilogue(shape, args, _WIDTH, len(place.offsets))
         self._row, self._loaded = T.Bind(place.row), -1
 
-    def load(self, group: int) -> None:
-        """Load what the results of a group need: its constants and residual."""
-        column = self._column(group)
-        self._epilogue.load_columns(column)
+    def load_columns(self, group: int) -> None:
+        """Load the constants that the results of a group need."""
+        self._epilogue.load_columns(self._column(group))
+
+    def load_residual(self, group: int) -> None:
+        """Load the residual of a group; the next `write` takes both from registers."""
         for r, offset in enumerate(self._place.offsets):
-            self._epilogue.load_residual(r, self._row + offset, column)
+            self._epilogue.load_residual(r, self._row + offset, self._column(group))
         self._loaded = group
 
     def write(self, acc: Buffer) -> None:
         """Emit the epilogue of all results that exist."""
         for group in range(self._place.groups):
             if group != self._loaded:
-                self.load(group)
+                self.load_columns(group)
+                self.load_residual(group)
             self._write_group(acc, group, self._column(group))
 
     def _column(self, group: int) -> Expr:

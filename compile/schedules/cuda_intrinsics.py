@@ -193,9 +193,36 @@ def cluster_wait() -> Expr:
     return _call("intswin_cluster_wait")
 
 
+def launch_dependents() -> Expr:
+    """Let the next kernel start as soon as all blocks of this one have come here (sm_90).
+
+    See dependent_launch.py; nothing before sm_90.
+    """
+    return _call("intswin_launch_dependents")
+
+
+def wait_for_grid() -> Expr:
+    """Wait until the kernel before this one has ended, and see what it wrote (sm_90).
+
+    Before it nothing may be touched that another kernel reads or writes.
+    """
+    return _call("intswin_wait_for_grid")
+
+
 def load_global(registers: Expr, source: Expr, size: int) -> Expr:
-    """Load `size` (4, 8 or 16) aligned bytes from global memory into int32 registers."""
+    """Load `size` (4, 8 or 16) aligned bytes into int32 registers: of constants, or shared memory.
+
+    The compiler may move it before `wait_for_grid`.
+    """
     return _call(f"intswin_load_global_{size}", registers, source)
+
+
+def load_activation(registers: Expr, source: Expr, size: int) -> Expr:
+    """Load `size` (2, 4, 8 or 16) aligned bytes that another kernel wrote; 2 are zero-extended.
+
+    It stays behind the `wait_for_grid` before it.
+    """
+    return _call(f"intswin_load_activation_{size}", registers, source)
 
 
 def store_global(target: Expr, registers: Expr, size: int) -> Expr:

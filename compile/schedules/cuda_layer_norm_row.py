@@ -89,13 +89,14 @@ class LayerNormRow:
         partial = (i + 1) * self.lanes > self.vectors
         return vector, vector < int32(self.vectors) if partial else None
 
-    def load(self) -> None:
-        """Read the row."""
+    def locate(self) -> None:
+        """Find where the row is: nothing of x is read."""
         shape = self.shape
         row = T.Bind(tirx.min(self.row, int32(shape.batch * shape.rows - 1)))
         image = T.Bind(tirx.truncdiv(row, int32(shape.rows)))
         inside = T.Bind(tirx.truncmod(row, int32(shape.rows)))
         per_part = shape.channels // self.width
+        self._sources = []
         for i in range(self.count):
             vector, condition = self._vector(i)
             if condition is not None:
@@ -107,20 +108,19 @@ class LayerNormRow:
                 picked = T.Bind(self.args["rows"][inside * shape.gather + part])
                 within = (vector - part * per_part) * self.width
                 source = (image * shape.in_rows + picked) * shape.channels + within
-            self._load(i * self.words, T.Bind(source))
+            self._sources.append(T.Bind(source))
+
+    def load(self) -> None:
+        """Read the row, once it is located."""
+        for i, source in enumerate(self._sources):
+            registers = cuda.pointer(self.x, i * self.words)
+            pointer = cuda.pointer(self.args["x"], source)
+            T.evaluate(cuda.load_activation(registers, pointer, 2 * self.width))
+            _, condition = self._vector(i)
             if condition is not None:
                 for word in range(i * self.words, (i + 1) * self.words):
                     value = tirx.Select(condition, self.x[word], int32(0))
                     T.buffer_store(self.x, value, [word])
-
-    def _load(self, at: int, source: Expr) -> None:
-        """A vector of x, two channels a word; the upper half of the only word of 1 channel is 0."""
-        if self.width == 1:
-            x = self.args["x"][source].astype("int32") & int32(0xFFFF)
-            T.buffer_store(self.x, x, [at])
-            return
-        pointer = cuda.pointer(self.args["x"], source)
-        T.evaluate(cuda.load_global(cuda.pointer(self.x, at), pointer, 2 * self.width))
 
     def _channels(self, i: int) -> list[Expr]:
         """The channels of vector `i`, int32."""

@@ -32,7 +32,6 @@ from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTi
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
 from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue
 from intswin.compile.schedules.cuda_gemm_grid import Place
-from intswin.compile.schedules.cuda_gemm_mma import MmaKernel
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_norm_attention_space import (
     COLUMNS,
@@ -43,6 +42,7 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
     qkv_offset,
     shared_bytes,
 )
+from intswin.compile.schedules.cuda_norm_gemm import NormMmaKernel
 from intswin.compile.schedules.cuda_norm_rows import NormalisedRows, RowsTile
 
 OP = "norm_attention"
@@ -111,7 +111,7 @@ def kernel(
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
 
 
-class _Kernel(MmaKernel):
+class _Kernel(NormMmaKernel):
     """What one block of threads computes."""
 
     def __init__(
@@ -182,30 +182,25 @@ class _Kernel(MmaKernel):
             copies.plan(self.thread, self.tile.threads, row, part * depth)
             self.parts.append(copies)
 
-    def _copies(self, slice_: Expr, slot: Expr) -> None:
-        base = T.Bind(self._slot(slot))
+    def _copy_weight(self, slice_: Expr, base: Expr) -> None:
         for copies in self.parts:
             copies.start(slice_, base)
 
     def _plan_write(self) -> None:
-        """Load what comes from global memory now, so that nobody waits for it later."""
+        """Load the other constants now, so that nobody waits for them later."""
         self.strip = T.Bind(self.thread // 32)
         self.attention = self._attention(self.strip)
         self.attention.load()
         self.epilogue = Epilogue(self.shape, self.args, _WIDTH, 2)
         self._load_columns(0)
 
-    def _prepare_x(self) -> None:
-        if self.cluster == 1:
-            self.rows.emit()
-            return
-        T.evaluate(cuda.cluster_wait())  # all have started: their memory is there
-        self.rows.emit()
-        T.evaluate(cuda.cluster_arrive())
-        T.evaluate(cuda.cluster_wait())
-
-    def _x_address(self, slice_: Expr, _slot: Expr) -> Expr:
-        return self.rows.slice_address(slice_)
+    def _load_x(self, slices: int) -> None:
+        if self.cluster > 1:
+            T.evaluate(cuda.cluster_wait())  # all have started: their memory is there
+        super()._load_x(slices)
+        if self.cluster > 1:
+            T.evaluate(cuda.cluster_arrive())
+            T.evaluate(cuda.cluster_wait())
 
     def _write(self) -> None:
         """Requantize q, k and v to shared memory, row by row of `COLUMNS`."""

@@ -79,7 +79,28 @@ def kernel(func: tirx.PrimFunc, shape: NormGemmShape, tile: NormGemmTile) -> tir
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
 
 
-class _Kernel(MmaKernel):
+class NormMmaKernel(MmaKernel):
+    """A product whose x, `rows`, is normalised in the kernel while the weight is on its way."""
+
+    rows: NormalisedRows
+
+    @property
+    def _weight_first(self) -> bool:
+        return True
+
+    def _load_x(self, slices: int) -> None:
+        for _ in range(slices):  # the first is of the whole weight so far
+            T.evaluate(cuda.cp_async_commit())
+        self.rows.emit()
+
+    def _copy_x(self, _slice: Expr, _base: Expr) -> None:
+        """Nothing: it is there."""
+
+    def _x_address(self, slice_: Expr, _slot: Expr) -> Expr:
+        return self.rows.slice_address(slice_)
+
+
+class _Kernel(NormMmaKernel):
     """What one block of threads computes."""
 
     tile: NormGemmTile
@@ -100,12 +121,3 @@ class _Kernel(MmaKernel):
 
     def _plan_loads(self) -> None:
         self._plan_loads_of_weight()
-
-    def _copies(self, slice_: Expr, slot: Expr) -> None:
-        self.rows_of_weight.start(slice_, T.Bind(self._slot(slot)))
-
-    def _prepare_x(self) -> None:
-        self.rows.emit()
-
-    def _x_address(self, slice_: Expr, _slot: Expr) -> Expr:
-        return self.rows.slice_address(slice_)

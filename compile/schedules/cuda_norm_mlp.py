@@ -132,13 +132,14 @@ class _Kernel:
     def emit(self) -> None:
         """Emit the whole of it."""
         tile = self.tile
+        T.evaluate(cuda.launch_dependents())
         self._plan_loads()
-        self.rows.emit(self._load_first)
+        self._load_first()
         self.product = SharedProduct(
             tile.block_rows, self.own, self.shape.channels, tile.first, self.thread
         )
-        # What is loaded behind the second weight would wait for all of it.
         epilogue = self._first_epilogue()
+        self.rows.emit()
         if not tile.ahead:
             self._load_second()
         T.evaluate(cuda.cp_async_wait(1))

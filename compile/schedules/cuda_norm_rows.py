@@ -7,7 +7,7 @@ They lie slice by slice, each as a copy of a slice of x would (cuda_gemm_copies.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -80,48 +80,48 @@ class NormalisedRows:
         """Of a slice."""
         return self._address + (index * self._slice_bytes).astype("uint32")
 
-    def emit(self, after_loads: Callable[[], None] | None = None) -> None:
+    def emit(self) -> None:
         """Normalise this block's part; a row behind the last that exists repeats that.
 
-        In a cluster, the others' parts are there behind the barrier that follows.
-
-        Args:
-            after_loads: emits what comes once x is on its way; before it, if rows come in passes.
+        It waits for the kernel before this one. In a cluster, the others' parts are there behind
+        the barrier that follows.
         """
-        tile, thread = self._tile, self._place.thread
+        tile = self._tile
         at_once = tile.threads // tile.lanes
-        lane = T.Bind(thread % tile.lanes)
-        shift = T.Bind(self._args["params"][1].astype("int32"))
-
-        def other_loads() -> None:
-            if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
-                self._constants = RowConstants(self._shape, tile.lanes, self._args, lane)
-            if after_loads is not None:
-                after_loads()
-
+        self._lane = T.Bind(self._place.thread % tile.lanes)
+        self._shift = T.Bind(self._args["params"][1].astype("int32"))
+        first = T.Bind(self._place.thread // tile.lanes)
+        if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
+            self._constants = RowConstants(self._shape, tile.lanes, self._args, self._lane)
         if at_once >= tile.part:
-            self._row(thread // tile.lanes, lane, shift, at_once > tile.part, other_loads)
+            row, norm = self._located(first)
+            T.evaluate(cuda.wait_for_grid())
+            self._normalise(first, row, norm, at_once > tile.part)
             return
-        other_loads()
+        T.evaluate(cuda.wait_for_grid())
         with T.serial(0, -(-tile.part // at_once)) as i:
-            row = i * at_once + thread // tile.lanes
-            self._row(row, lane, shift, tile.part % at_once > 0, lambda: None)
+            number = T.Bind(i * at_once + first)
+            row, norm = self._located(number)
+            self._normalise(number, row, norm, tile.part % at_once > 0)
 
-    def _row(
-        self, row: Expr, lane: Expr, shift: Expr, partial: bool, after_load: Callable[[], None]
-    ) -> None:
-        """A row of this block's part; `partial`: if the part has so many."""
-        tile, conditions = self._tile, []
-        row = T.Bind(row)
-        if partial:
-            conditions.append(row < int32(tile.part))
+    def _located(self, number: Expr) -> tuple[Expr, LayerNormRow]:
+        """A row of this block's part: its number among the block's, and where it is."""
+        tile, row = self._tile, number
         if tile.cluster > 1:
-            row = T.Bind(self._rank * tile.part + row)
-            if tile.rows % tile.cluster:
-                conditions.append(row < int32(tile.rows))
-        norm = LayerNormRow(self._shape, tile.lanes, self._args, self._place.row + row, lane, shift)
+            row = T.Bind(self._rank * tile.part + number)
+        place = self._place.row + row
+        norm = LayerNormRow(self._shape, tile.lanes, self._args, place, self._lane, self._shift)
+        norm.locate()
+        return row, norm
+
+    def _normalise(self, number: Expr, row: Expr, norm: LayerNormRow, partial: bool) -> None:
+        """Normalise a row; `partial`: if the part has so many."""
+        tile, conditions = self._tile, []
+        if partial:
+            conditions.append(number < int32(tile.part))
+        if tile.cluster > 1 and tile.rows % tile.cluster:
+            conditions.append(row < int32(tile.rows))
         norm.load()
-        after_load()
         norm.statistics()
         chunks = tile.block_depth // CHUNK
         bases = [T.Bind(self._address + (row * tile.block_depth).astype("uint32"))]

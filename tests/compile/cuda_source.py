@@ -18,6 +18,8 @@ def run(
     cluster=1,
     races=False,
     arch=90,
+    dependent=False,
+    activations=(),
 ):
     """Run `body` as a kernel whose parameters are the arrays; the last one is the output."""
     types = {"int8": "signed char", "uint8": "unsigned char", "int32": "int"}
@@ -25,8 +27,8 @@ def run(
     source = "".join(source_of(name) for name in functions)
     source += f'extern "C" __global__ void kernel({parameters}) {{\n{body}\n}}'
     extents = (blocks, 1, 1, threads, 1, 1)
-    launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared, cluster)]
-    emulate_source(source, launches, arrays, races=races, arch=arch)
+    launches = [Launch("kernel", tuple(arrays), extents, dynamic_shared, cluster, dependent)]
+    emulate_source(source, launches, arrays, races=races, arch=arch, activations=activations)
     return list(arrays.values())[-1]
 
 

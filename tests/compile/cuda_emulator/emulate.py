@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import tvm
@@ -28,6 +28,7 @@ def emulate(
     arrays: Sequence[np.ndarray],
     outputs: int = 1,
     races: bool = False,
+    activations: Collection[int] = (0,),
 ) -> None:
     """Run a function scheduled for CUDA as a GPU would.
 
@@ -42,14 +43,16 @@ def emulate(
         outputs: how many of them, the last ones, are written: in place. What they hold before is
             not seen by the kernels.
         races: also check every access to shared memory and to written arrays against the accesses
-            of other threads that no barrier orders before it; about five times slower.
+            of other threads that no barrier orders before it, and that none is to an activation
+            before the kernel has waited for the one before it; about five times slower.
+        activations: numbers of the arrays that other kernels write; outputs are activations too.
 
     Raises:
         EmulationError: different results; an access outside of the arrays, a write to an input, a
             misaligned access; a barrier or warp instruction that not all threads reach; anything
             that is not emulated.
     """
-    emulate_program(lower(func, target), target, arrays, outputs, races)
+    emulate_program(lower(func, target), target, arrays, outputs, races, activations)
 
 
 def emulate_program(
@@ -58,10 +61,12 @@ def emulate_program(
     arrays: Sequence[np.ndarray],
     outputs: int = 1,
     races: bool = False,
+    activations: Collection[int] = (0,),
 ) -> None:
     """Like `emulate` for a function that was lowered before."""
     named = dict(zip(program.parameters, arrays, strict=True))
-    _run_twice(program, _arch(target), named, outputs, races)
+    names = {program.parameters[index] for index in activations}
+    _run_twice(program, _arch(target), named, outputs, races, names)
 
 
 def emulate_source(
@@ -71,12 +76,14 @@ def emulate_source(
     outputs: int = 1,
     races: bool = False,
     arch: int = 90,
+    activations: Collection[str] = (),
 ) -> None:
     """Like `emulate` for CUDA source with `extern "C"` kernels; arrays are named as in launches.
 
     `arch` is what `__CUDA_ARCH__` says, such as 75.
     """
-    _run_twice(Program(source, tuple(arrays), {}, tuple(launches)), arch, arrays, outputs, races)
+    program = Program(source, tuple(arrays), {}, tuple(launches))
+    _run_twice(program, arch, arrays, outputs, races, activations)
 
 
 def _arch(target: Target) -> int:
@@ -84,14 +91,19 @@ def _arch(target: Target) -> int:
 
 
 def _run_twice(
-    program: Program, arch: int, arrays: dict[str, np.ndarray], outputs: int, races: bool
+    program: Program,
+    arch: int,
+    arrays: dict[str, np.ndarray],
+    outputs: int,
+    races: bool,
+    activations: Collection[str] = (),
 ) -> None:
     kernels = sorted({launch.kernel for launch in program.launches})
     library = compile_kernels(program.source, kernels, arch, races)
     written = list(arrays)[len(arrays) - outputs :]
     with concurrent.futures.ThreadPoolExecutor() as executor:
         first, second = executor.map(
-            lambda order: _run(library, program, arrays, written, order), (0, 1)
+            lambda order: _run(library, program, arrays, written, activations, order), (0, 1)
         )
     for name in written:
         a, b = (run[name].ravel() for run in (first, second))
@@ -110,12 +122,15 @@ def _run(
     program: Program,
     arrays: dict[str, np.ndarray],
     written: list[str],
+    activations: Collection[str],
     order: int,
 ) -> dict[str, np.ndarray]:
     poison = _POISONS[order]
     memory = {}
     for name, array in arrays.items():
-        memory[name] = GuardedArray(name, array.shape, array.dtype, poison, name in written)
+        writable = name in written
+        activation = writable or name in activations
+        memory[name] = GuardedArray(name, array.shape, array.dtype, poison, writable, activation)
         if name not in written:
             memory[name].array[...] = array
     for name, workspace in program.workspaces.items():
@@ -129,7 +144,7 @@ def _run(
 
 
 def _workspace(name: str, workspace: Workspace, poison: int) -> GuardedArray:
-    return GuardedArray(name, workspace.shape, np.dtype(workspace.dtype), poison, True)
+    return GuardedArray(name, workspace.shape, np.dtype(workspace.dtype), poison, True, True)
 
 
 class _Launch(ctypes.Structure):
@@ -139,6 +154,7 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("cluster", ctypes.c_uint),
+        ("dependent", ctypes.c_int),
         ("dynamic_shared", ctypes.c_size_t),
         ("descending", ctypes.c_int),
         ("poison", ctypes.c_uint),
@@ -169,6 +185,7 @@ def _launch(
         (ctypes.c_uint * 3)(*launch.extents[:3]),
         (ctypes.c_uint * 3)(*launch.extents[3:]),
         launch.cluster,
+        launch.dependent,
         launch.dynamic_shared_bytes,
         order,
         _POISONS[order],

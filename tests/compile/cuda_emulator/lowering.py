@@ -15,11 +15,14 @@ from tvm.target import Target
 from tvm.tirx.build import split_host_device_mods
 
 from cuda_emulator.errors import EmulationError
+from intswin.compile.dependent_launch import launch_dependents
 
 _AXES = tuple(f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx") for axis in "xyz")
 _CLUSTER = "clusterCtaIdx.x"
 _COMPILE = "tvm_callback_cuda_compile"
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
+_LAUNCH_PARAMS = "tirx.kernel_launch_params"
+_DEPENDENT = "tirx.use_programtic_dependent_launch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Launch:
     """One kernel call.
 
     Arguments are names of arrays, or NumPy scalars of the kernel's types. `extents` has those of
-    blockIdx.x, y, z and threadIdx.x, y, z; `cluster` blocks, neighbours in x, are a cluster.
+    blockIdx.x, y, z and threadIdx.x, y, z; `cluster` blocks, neighbours in x, are a cluster. A
+    `dependent` kernel may start before the one before it has ended.
     """
 
     kernel: str
@@ -35,6 +39,7 @@ class Launch:
     extents: tuple[int, ...]
     dynamic_shared_bytes: int
     cluster: int = 1
+    dependent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +73,21 @@ def lower(func: tirx.PrimFunc | tvm.IRModule, target: Target) -> Program:
     with target, tvm.transform.PassContext(instruments=[before_packing]):
         mod = tirx.transform.BindTarget(target)(mod)
         pipeline, _, finalize_device = tirx.get_tir_pipeline("s_tir")
-        _, devices = split_host_device_mods(pipeline(mod))
+        lowered = launch_dependents(pipeline(mod))
+        _, devices = split_host_device_mods(lowered)
         if len(devices) != 1:
             raise EmulationError("the function has no schedule for a GPU: it launches no kernel")
         ((device, kernels),) = devices.items()
         with _no_compiler():
             built = tvm.get_global_func("target.build.cuda")(finalize_device()(kernels), device)
     assert before_packing.mod is not None
-    return _program(before_packing.mod, built.inspect_source("cuda"))
+    return _program(before_packing.mod, _dependent(lowered), built.inspect_source("cuda"))
+
+
+def _dependent(lowered: tvm.IRModule) -> set[str]:
+    """The kernels that are launched as dependent ones."""
+    params = {g.name_hint: f.attrs.get(_LAUNCH_PARAMS) for g, f in lowered.functions.items()}
+    return {name for name, tags in params.items() if tags and _DEPENDENT in map(str, tags)}
 
 
 @contextlib.contextmanager
@@ -105,7 +117,7 @@ class _Snapshot:
             self.mod = mod
 
 
-def _program(mod: tvm.IRModule, source: str) -> Program:
+def _program(mod: tvm.IRModule, dependent: set[str], source: str) -> Program:
     host = mod["main"]
     kernels = {gvar.name_hint: f for gvar, f in mod.functions.items()}
     names = [(p, f"{p.name} (argument {i})") for i, p in enumerate(host.params)]
@@ -128,7 +140,8 @@ def _program(mod: tvm.IRModule, source: str) -> Program:
             names.append((stmt.buffer, name_of(stmt.data)))
         elif _is_launch(stmt):
             kernel, *arguments = stmt.value.args
-            launches.append(_launch(kernel.value, arguments, stmt, kernels, name_of))
+            launch = _launch(kernel.value, arguments, stmt, kernels, name_of)
+            launches.append(dataclasses.replace(launch, dependent=kernel.value in dependent))
         else:
             raise EmulationError(f"the host part is not only launches: {type(stmt).__name__}")
     return Program(source, parameters, workspaces, tuple(launches))

@@ -23,6 +23,7 @@ class Region(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("bytes", ctypes.c_size_t),
         ("writable", ctypes.c_int),
+        ("activation", ctypes.c_int),
         ("name", ctypes.c_char_p),
     )
 
@@ -31,7 +32,13 @@ class GuardedArray:
     """A copy of an array, or memory filled with `poison`, that ends where its pages end."""
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype, poison: int, writable: bool
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        poison: int,
+        writable: bool,
+        activation: bool,
     ) -> None:
         self.name, self.writable = name, writable
         size = int(np.prod(shape)) * dtype.itemsize
@@ -46,7 +53,13 @@ class GuardedArray:
         self.array = self._pages[self._start : self._end].view(dtype).reshape(shape)
         self.address = self.array.ctypes.data
         self.region = Region(
-            everything.ctypes.data, len(everything), self.address, size, writable, name.encode()
+            everything.ctypes.data,
+            len(everything),
+            self.address,
+            size,
+            writable,
+            activation,
+            name.encode(),
         )
 
     def check_canaries(self, kernel: str) -> None:

@@ -57,8 +57,10 @@ def emulate_network(
             programs[name] = lower(mod[gvar], target)
         out = np.empty(shape, str(binding.var.ty.dtype))
         arrays = [*(value_of(argument) for argument in arguments), out]
+        constant = [isinstance(argument, tvm.ir.GenericConst) for argument in arguments]
+        activations = [i for i, fixed in enumerate(constant) if not fixed]
         try:
-            emulate_program(programs[name], target, arrays, races=races)
+            emulate_program(programs[name], target, arrays, races=races, activations=activations)
         except EmulationError as error:
             raise EmulationError(f"{name}: {error}") from error
         if on_kernel is not None:

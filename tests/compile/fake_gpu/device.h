@@ -92,7 +92,7 @@ int load(const void* image, Module** module);
 int find(Module* module, const char* name, Function** function);
 int allow_shared(Function* function, size_t bytes);
 int launch(Function* function, const unsigned grid[3], const unsigned block[3], unsigned cluster,
-           size_t shared, Stream* stream, void** arguments);
+           bool dependent, size_t shared, Stream* stream, void** arguments);
 void device_regions(std::vector<std::pair<char*, size_t>>& regions);  // memory.cpp
 constexpr size_t kGuard = 256 << 10;  // bytes before and behind an allocation
 

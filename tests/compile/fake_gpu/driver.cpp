@@ -117,15 +117,20 @@ API(cuLaunchKernelEx)(const CUlaunchConfig* c, CUfunction function, void** argum
   const unsigned grid[] = {c->gridDimX, c->gridDimY, c->gridDimZ};
   const unsigned block[] = {c->blockDimX, c->blockDimY, c->blockDimZ};
   unsigned cluster = 1;
+  bool dependent = false;
   for (unsigned i = 0; i < c->numAttrs; ++i) {
+    if (c->attrs[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+      dependent = c->attrs[i].value.programmaticStreamSerializationAllowed;
+      continue;
+    }
     if (c->attrs[i].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) return CUDA_ERROR_NOT_SUPPORTED;
     const auto& extents = c->attrs[i].value.clusterDim;
     if (!extents.x || extents.y != 1 || extents.z != 1) return CUDA_ERROR_NOT_SUPPORTED;
     cluster = extents.x;
   }
-  if (cluster > 1 && capability() < 90) return CUDA_ERROR_INVALID_VALUE;
-  return CUresult(
-      launch((Function*)function, grid, block, cluster, c->sharedMemBytes, stream, arguments));
+  if ((cluster > 1 || dependent) && capability() < 90) return CUDA_ERROR_INVALID_VALUE;
+  return CUresult(launch((Function*)function, grid, block, cluster, dependent, c->sharedMemBytes,
+                         stream, arguments));
 }
 
 API(cuTensorMapEncodeTiled)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,

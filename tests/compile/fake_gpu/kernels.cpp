@@ -103,7 +103,7 @@ static int run(const Function& function, emu::Launch launch, const std::string& 
   std::vector<emu::Region> regions;
   for (auto& [data, bytes] : memory) {
     size_t padded = (bytes + 4095) / 4096 * 4096;
-    regions.push_back({data - kGuard, padded + 2 * kGuard, data, bytes, 1, "an allocation"});
+    regions.push_back({data - kGuard, padded + 2 * kGuard, data, bytes, 1, 0, "an allocation"});
   }
   std::vector<const void*> arguments;
   for (unsigned i = 0; i < function.parameters; ++i) arguments.push_back(&values[i * kArgument]);
@@ -123,7 +123,7 @@ static int run(const Function& function, emu::Launch launch, const std::string& 
 }
 
 int launch(Function* function, const unsigned grid[3], const unsigned block[3], unsigned cluster,
-           size_t shared, Stream* stream, void** arguments) {
+           bool dependent, size_t shared, Stream* stream, void** arguments) {
   unsigned threads = block[0] * block[1] * block[2];
   bool fits = threads && threads <= 1024 && block[2] <= 64 && grid[0] && grid[1] && grid[2] &&
               grid[1] <= 65535 && grid[2] <= 65535 && cluster <= 8 && grid[0] % cluster == 0;
@@ -132,6 +132,7 @@ int launch(Function* function, const unsigned grid[3], const unsigned block[3], 
   memcpy(launch.grid, grid, sizeof launch.grid);
   memcpy(launch.block, block, sizeof launch.block);
   launch.cluster = cluster;
+  launch.dependent = dependent;
   launch.dynamic_shared = shared;
   std::string values;  // of TVM: 8 bytes for each argument
   for (unsigned i = 0; i < function->parameters; ++i) {

@@ -131,6 +131,7 @@ static void watch_accesses() {
   for (int i = 0; i < launch->region_count; ++i) {
     const Region& region = launch->regions[i];
     if (region.writable) watch(region.data, region.bytes, region.name, false);
+    if (region.activation && dependent) watch_activation(region.data, region.bytes, region.name);
   }
 }
 
@@ -163,7 +164,9 @@ __attribute__((noinline)) static void run_cluster(unsigned first) {
     b.index = {number % across, number / across % down, number / across / down};
     b.waiting = b.finished = b.waited = b.read_before = 0;
   }
-  for (Thread& t : threads) t.state = State::ready, t.arrived = t.waited = 0;
+  for (Thread& t : threads) {
+    t.state = State::ready, t.arrived = t.waited = 0, t.grid_waited = false;
+  }
   for (Warp& w : warps) w.waiting = w.finished = 0;
   finished_count = cluster_barriers = cluster_arrived = 0;
   ++cluster_serial;
@@ -176,6 +179,7 @@ static void run_blocks(Body body) {
   catch_faults();
   protect();
   create_blocks();
+  dependent = launch->dependent;
 #ifdef EMU_RACES
   watch_accesses();
 #endif

@@ -11,12 +11,14 @@ struct Region {  // an array in whole pages of its own, guards included
   char* data;
   size_t bytes;
   int writable;
+  int activation;  // other kernels of the network read or write it
   const char* name;
 };
 
 struct Launch {
   unsigned grid[3], block[3];
   unsigned cluster;  // blocks, neighbours in x
+  int dependent;     // it may start before the kernel before it has ended
   size_t dynamic_shared;
   int descending;  // order of threads and blocks
   unsigned poison;

@@ -1,6 +1,6 @@
 // PTX instructions: `asm("name ...")` becomes emu::ptx::name_with_underscores(operands in order).
 // Layouts and semantics after the PTX ISA manual, sections "Matrix Fragments for mma.m8n8k16",
-// "... for mma.m16n8k32", ldmatrix, cp.async, dp4a, cvt.pack and wgmma ("Matrix Descriptor Format").
+// "... for mma.m16n8k32", ldmatrix, cp.async, dp4a, cvt.pack, griddepcontrol and wgmma ("Matrix Descriptor Format").
 #pragma once
 
 #include "functions.h"
@@ -73,6 +73,7 @@ EMU_UNCHECKED static void start_copy(unsigned target, const void* source, int si
   if (thread.issued - thread.landed == kCopies) fail("cp.async: %u copies in flight", kCopies);
   char* to = shared_pointer(target, size, "cp.async");
   thread.copies[thread.issued++ % kCopies] = {to, (const char*)source, bytes, size, thread.groups};
+  if (bytes) EMU_NOTE(thread, source, bytes, false);
   // Until it is waited for, nobody may count on the old bytes, nor on the new ones.
   EMU_NOTE(thread, to, size, true);
   memset(to, async_poison, size);
@@ -280,6 +281,33 @@ template <class R>
 static inline void cvt_pack_sat_u16_s32(R& d, unsigned a, unsigned b) {
   d = saturated(a, 0, 65535) << 16 | saturated(b, 0, 65535);
 }
+
+template <class... R>
+EMU_UNCHECKED static inline void load_global(const void* source, R&... r) {
+  const char* p = (const char*)source;
+  const size_t bytes = (sizeof(R) + ...);
+  if ((uintptr_t)p % bytes) fail("ld.global: not aligned to %zu bytes", bytes);
+  EMU_NOTE(*current, p, bytes, false);
+  ((memcpy(&r, p, sizeof r), p += sizeof r), ...);
+}
+template <class R>
+static inline void ld_global_u16(R& r, const void* source) {
+  load_global(source, r);
+}
+template <class R>
+static inline void ld_global_b32(R& r, const void* source) {
+  load_global(source, r);
+}
+template <class R>
+static inline void ld_global_v2_b32(R& r0, R& r1, const void* source) {
+  load_global(source, r0, r1);
+}
+template <class R>
+static inline void ld_global_v4_b32(R& r0, R& r1, R& r2, R& r3, const void* source) {
+  load_global(source, r0, r1, r2, r3);
+}
+static inline void griddepcontrol_launch_dependents() {}
+static inline void griddepcontrol_wait() { current->grid_waited = true; }
 
 template <class... R>
 EMU_UNCHECKED static inline void load_shared(unsigned address, R&... r) {

@@ -5,6 +5,9 @@
 // threads of a cluster did before they arrived and do after they waited; shuffles and the other warp
 // instructions order nothing, and no two clusters are ordered. cp.async writes when it is issued and
 // when it is waited for.
+//
+// Where a kernel may start before the one before it has ended, it also finds accesses to activations
+// by a thread that has not executed griddepcontrol.wait.
 #pragma once
 
 #include <sys/mman.h>
@@ -37,6 +40,8 @@ struct Watched {
 static const int kSeveral = -2;
 static Watched watched[64];
 static int watched_count;
+static Watched activations[64];
+static int activation_count;
 static unsigned cluster_serial;
 
 static void watch(const void* begin, size_t bytes, const char* name, bool shared) {
@@ -47,6 +52,20 @@ static void watch(const void* begin, size_t bytes, const char* name, bool shared
   if (shadow == MAP_FAILED) fail("no memory to watch %s", name);
   watched[watched_count++] = {(const char*)begin, (const char*)begin + bytes, name,
                               (Shadow*)shadow, shared};
+}
+
+static void watch_activation(const void* begin, size_t bytes, const char* name) {
+  if (activation_count == 64) fail("too many activations");
+  activations[activation_count++] = {(const char*)begin, (const char*)begin + bytes, name};
+}
+
+EMU_UNCHECKED static void refuse_activation(const char* p, bool write) {
+  for (int i = 0; i < activation_count; ++i) {
+    const Watched& a = activations[i];
+    if (p < a.begin || p >= a.end) continue;
+    fail("byte %td of %s is %s before griddepcontrol.wait", p - a.begin, a.name,
+         write ? "written" : "read");
+  }
 }
 
 EMU_UNCHECKED static bool ordered(const Epoch& before, const Epoch& now) {
@@ -86,6 +105,7 @@ EMU_UNCHECKED static void enter_cluster(const Watched& w, const char* address, S
 
 EMU_UNCHECKED static void note(const Thread& thread, const void* pointer, unsigned bytes, bool write) {
   const char* p = (const char*)pointer;
+  if (!thread.grid_waited) refuse_activation(p, write);
   for (int i = 0; i < watched_count; ++i) {
     const Watched& w = watched[i];
     if (p < w.begin || p >= w.end) continue;

@@ -71,6 +71,7 @@ struct Thread {
   Multiplication multiplications[kMultiplications];  // a ring, like that of the copies
   unsigned started, finished, multiplication_groups;
   unsigned arrived, waited;  // barriers of the cluster
+  bool grid_waited;          // griddepcontrol.wait
 };
 
 struct Block {
@@ -93,6 +94,7 @@ static unsigned block_threads;
 static Array<unsigned> order;  // in which threads run
 static unsigned position;            // of the running thread in it
 static Thread* current;
+static bool dependent;     // the launch: threads have to wait for the kernel before
 static unsigned finished_count;
 static unsigned cluster_barriers, cluster_arrived;  // complete ones, threads at the next
 static char* dynamic_shared;                        // of the running thread's block
@@ -165,6 +167,7 @@ __attribute__((noinline)) static void yield() {
 static void leave() {
   current->state = State::finished;
   current->landed = current->issued;
+  if (dependent && !current->grid_waited) fail("left the kernel without griddepcontrol.wait");
   warps[current->number / 32].finished |= 1u << lane();
   ++finished_count;
   Block& own = block();
