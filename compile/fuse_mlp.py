@@ -12,9 +12,8 @@ from tvm.target import Target
 
 from intswin.compile.fuse_nodes import join_chains
 from intswin.compile.operators import norm_mlp
-from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.schedules.cuda_norm_mlp_space import has_tiles
-from intswin.compile.targets import is_cuda
+from intswin.compile.targets import has_mma, is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
 
 # Multiply-accumulates of a GEMM up to which one kernel is tried, as in fuse_layer_norm.py: with
@@ -53,13 +52,11 @@ def _is_mlp(norm: Node, first: Node, second: Node) -> bool:
 def _fits(node: Node, batch: int, target: Target) -> bool:
     """Whether a joined node is one kernel: a small problem, for tensor cores, that has a tile."""
     hidden, channels = node.tensors["weight"].shape
-    rows = batch * node.out.shape[0]
     return (
-        rows * channels * hidden <= _MOST_PRODUCTS
+        batch * node.out.shape[0] * channels * hidden <= _MOST_PRODUCTS
         and channels % 32 == 0
         and hidden % 32 == 0
-        and weight_layout(target, channels, rows) == "mma"
-        and weight_layout(target, hidden, rows) == "mma"
+        and has_mma(target)
         and has_tiles(norm_mlp.shape_of(node, batch, target))
     )
 

@@ -61,7 +61,6 @@ def emit_mma(shape: AttentionShape, tile: MmaAttentionTile, args: Arguments) -> 
     tasks = warps_of(shape, tile.strips, tile.images)
     with T.launch_thread("blockIdx.x", -(-tasks // tile.warps)) as block:
         with T.launch_thread("threadIdx.x", 32 * tile.warps) as thread:
-            T.evaluate(cuda.launch_dependents())
             T.evaluate(cuda.wait_for_grid())
             task = T.Bind(block * tile.warps + tirx.truncdiv(thread, int32(32)))
             lane = T.Bind(tirx.truncmod(thread, int32(32)))

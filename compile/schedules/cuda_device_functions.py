@@ -208,15 +208,15 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
         "",
         '\n  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");\n',
     ),
-    "intswin_launch_dependents": (
-        "void",
-        "",
-        _from_sm_90('\n  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");\n'),
-    ),
     "intswin_wait_for_grid": (
         "void",
         "",
-        _from_sm_90('\n  asm volatile("griddepcontrol.wait;" ::: "memory");\n'),
+        _from_sm_90(
+            """
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+"""
+        ),
     ),
     # Volatile, or the compiler could load what it takes for constant before wait_for_grid.
     "intswin_load_activation_2": (

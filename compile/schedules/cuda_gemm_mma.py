@@ -28,10 +28,10 @@ from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permuta
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import (
-    FIRST_WITH_DEPENDENT_LAUNCH,
-    GPUS,
     CudaGemmShape,
     MmaTile,
+    few_blocks,
+    starts_early,
 )
 from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
@@ -39,9 +39,9 @@ from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 _STEP = 32  # depth of an mma
 _GROUP = 32  # columns of a group of the packed weight
 _PIECE = _GROUP * _STEP  # bytes of a group in a step
-# The epilogue's constants and residual are loaded first for a warp of so few 16x32 results, in
-# problems of so few blocks for each multiprocessor that others do not hide the wait.
-_EARLY, _WAVES = 2, 2
+# The epilogue's constants and residual are loaded first for a warp of so few 16x32 results, where
+# there are few blocks.
+_EARLY = 2
 
 
 class MmaKernel:
@@ -77,7 +77,6 @@ class MmaKernel:
     def emit(self) -> None:
         """Emit the whole of it: load ahead, multiply, reduce, write."""
         ahead = self.tile.stages - 1
-        T.evaluate(cuda.launch_dependents())
         self._plan_loads()
         self._load_constants(max(ahead, 1))
         self._load_x(max(ahead, 1))
@@ -141,18 +140,19 @@ class MmaKernel:
         self._plan_write()
 
     @property
-    def _few_blocks(self) -> bool:
-        gpu, tile, shape = GPUS[self.shape.arch], self.tile, self.shape
-        blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
-        return blocks <= _WAVES * gpu.processors
+    def _weight_first(self) -> bool:
+        """Whether the weight is loaded before anything of x: it waits for no other kernel."""
+        return starts_early(self.shape.arch, self._blocks)
 
     @property
-    def _weight_first(self) -> bool:
-        return self._few_blocks and self.shape.arch >= FIRST_WITH_DEPENDENT_LAUNCH
+    def _blocks(self) -> int:
+        tile, shape = self.tile, self.shape
+        return -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
 
     def _plan_write(self) -> None:
         """Load the constants of the epilogue's first group, where few others hide the wait."""
-        self.early = self._few_blocks and self.groups * self.row_blocks <= _EARLY
+        few = few_blocks(self.shape.arch, self._blocks)
+        self.early = few and self.groups * self.row_blocks <= _EARLY
         if self.early:
             self.writer = self._writer()
             self.writer.load_columns(0)

@@ -7,7 +7,7 @@ import dataclasses
 MOST_ACCUMULATORS = 128  # int32 registers of a thread
 REGISTERS = 65536  # of a multiprocessor, and so of a block
 FIRST_WITH_ASYNC_COPIES = 80
-FIRST_WITH_DEPENDENT_LAUNCH = 90  # see dependent_launch.py
+_FIRST_WITH_DEPENDENT_LAUNCH = 90
 WGMMA_ALIGNMENT = 1024  # bytes; of a slice in shared memory
 
 
@@ -35,6 +35,22 @@ GPUS = {
     89: Gpu(128, 99 << 10, 1536, 1024),
     90: Gpu(132, 227 << 10, 2048, 2600),  # mma.sync reaches some 60 % of what wgmma does
 }
+
+
+def few_blocks(arch: int, blocks: int) -> bool:
+    """Whether a kernel of so many blocks leaves multiprocessors with one or two, or none.
+
+    Others do not hide there what a block waits for.
+    """
+    return blocks <= 2 * GPUS[arch].processors
+
+
+def starts_early(arch: int, blocks: int) -> bool:
+    """Whether a kernel of so many blocks starts before the one before it has ended.
+
+    See dependent_launch.py.
+    """
+    return arch >= _FIRST_WITH_DEPENDENT_LAUNCH and few_blocks(arch, blocks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
     WGMMA_ALIGNMENT,
     CudaGemmShape,
     WgmmaTile,
+    starts_early,
 )
 from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Expr
@@ -62,14 +63,21 @@ class WgmmaKernel:
             self.args.weight, channels, shape.depth, tile.block_columns, tile.block_depth
         )
         self.x.plan(place.thread, tile.threads, place.row)
-        T.evaluate(cuda.launch_dependents())
         offset = tile.block_rows * tile.block_depth
         self.weight.plan(place.thread, tile.threads, place.column, offset)
         for index in range(int(self.acc.shape[0])):
             T.buffer_store(self.acc, int32(0), [index])
+        blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
+        weight_first = starts_early(shape.arch, blocks)
+        slots = [T.Bind(self._slot(int32(i))) for i in range(self.ahead)]
+        if weight_first:  # it waits for no other kernel
+            for i, slot in enumerate(slots):
+                self.weight.start(int32(i), slot)
         T.evaluate(cuda.wait_for_grid())
-        for i in range(self.ahead):
-            self._copies(int32(i))
+        for i, slot in enumerate(slots):
+            self.x.start(int32(i), slot)
+            if not weight_first:
+                self.weight.start(int32(i), slot)
             T.evaluate(cuda.cp_async_commit())
         if self.slices == 1:
             self._slice(int32(0))

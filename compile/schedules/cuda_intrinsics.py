@@ -193,18 +193,10 @@ def cluster_wait() -> Expr:
     return _call("intswin_cluster_wait")
 
 
-def launch_dependents() -> Expr:
-    """Let the next kernel start as soon as all blocks of this one have come here (sm_90).
-
-    See dependent_launch.py; nothing before sm_90.
-    """
-    return _call("intswin_launch_dependents")
-
-
 def wait_for_grid() -> Expr:
-    """Wait until the kernel before this one has ended, and see what it wrote (sm_90).
+    """Wait until the kernel before this one has ended, and let the next one start (sm_90).
 
-    Before it nothing may be touched that another kernel reads or writes.
+    Before it nothing may be touched that another kernel reads or writes: see dependent_launch.py.
     """
     return _call("intswin_wait_for_grid")
 

@@ -64,7 +64,6 @@ def _emit(shape: LayerNormShape, tile: LayerNormTile, args: dict[str, Buffer]) -
     per_block = _WARP * tile.warps // tile.lanes
     with T.launch_thread("blockIdx.x", -(-rows // per_block)) as block:
         with T.launch_thread("threadIdx.x", _WARP * tile.warps) as thread:
-            T.evaluate(cuda.launch_dependents())
             row = T.Bind(block * per_block + tirx.truncdiv(thread, int32(tile.lanes)))
             lane = T.Bind(tirx.truncmod(thread, int32(tile.lanes)))
             norm = LayerNormRow(shape, tile.lanes, args, row, lane, int32(shape.shift))

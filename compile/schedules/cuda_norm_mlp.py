@@ -132,7 +132,6 @@ class _Kernel:
     def emit(self) -> None:
         """Emit the whole of it."""
         tile = self.tile
-        T.evaluate(cuda.launch_dependents())
         self._plan_loads()
         self._load_first()
         self.product = SharedProduct(

@@ -9,17 +9,17 @@ from tvm.tirx import get_tir_pipeline
 from tvm.tirx.transform import BindTarget
 
 from cuda_emulator import EmulationError
-from intswin.compile.dependent_launch import launch_dependents
+from intswin.compile.dependent_launch import start_early
 from intswin.compile.schedules import cuda_layer_norm, cuda_layer_norm_space
 from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import get_target
 
 TAG = "tirx.use_programtic_dependent_launch"
-FUNCTIONS = [f"intswin_{n}" for n in ("launch_dependents", "wait_for_grid", "load_activation_4")]
+FUNCTIONS = ["intswin_wait_for_grid", "intswin_load_activation_4"]
 
 
-def waiting_kernel():
-    shape = LayerNormShape(1, 49, 49, 1, 96, False, "uint8", 3)
+def waiting_kernel(images=1):
+    shape = LayerNormShape(images, 49, 49, 1, 96, False, "uint8", 3)
     return cuda_layer_norm.layer_norm_kernel(shape, cuda_layer_norm_space.default_tile(shape))
 
 
@@ -37,7 +37,7 @@ def lowered(func, target_name):
     lower, _, _ = get_tir_pipeline("s_tir")
     with target:
         mod = lower(BindTarget(target)(mod))
-    return mod["main_kernel"], launch_dependents(mod)["main_kernel"]
+    return mod["main_kernel"], start_early(mod)["main_kernel"]
 
 
 def tags_of(func):
@@ -47,6 +47,11 @@ def tags_of(func):
 @pytest.mark.parametrize("make", [waiting_kernel, plain_kernel])
 def test_before_sm_90_nothing_is_changed(make):
     before, after = lowered(make(), "cuda-a100")
+    tvm.ir.assert_structural_equal(before, after)
+
+
+def test_a_large_kernel_is_not_changed():
+    before, after = lowered(waiting_kernel(1000), "cuda-h100")
     tvm.ir.assert_structural_equal(before, after)
 
 
@@ -63,15 +68,14 @@ def test_another_kernel_waits_at_once_and_has_no_constants_for_the_compiler():
     assert TAG in tags_of(after)
     assert "tirx.noalias" not in after.attrs
     text = str(after.body)
-    first, second = (text.index(f"intswin_{n}") for n in ("launch_dependents", "wait_for_grid"))
-    assert first < second < text.index("threadIdx.x")
+    assert text.index("intswin_wait_for_grid") < text.index("threadIdx.x")
 
 
 def test_the_tag_of_dynamic_shared_memory_stays_the_last():
     _, kernel = lowered(plain_kernel(), "cuda-h100")
     shared = "tirx.use_dyn_shared_memory"
     kernel = kernel.with_attr("tirx.kernel_launch_params", ["threadIdx.x", shared])
-    (after,) = launch_dependents(tvm.IRModule({"k": kernel})).functions.values()
+    (after,) = start_early(tvm.IRModule({"k": kernel})).functions.values()
     assert tags_of(after) == ["threadIdx.x", TAG, shared]
 
 
@@ -83,7 +87,6 @@ def started_early(body, **options):
 
 
 GOOD = """
-  intswin_launch_dependents();
   int i = threadIdx.x, w_i = w[i], x_i;
   intswin_wait_for_grid();
   intswin_load_activation_4(&x_i, x + i);
