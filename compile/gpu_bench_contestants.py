@@ -172,6 +172,10 @@ def _recorded(model: Any, pixels: Any) -> Call:
         for _ in range(3):
             model(pixels)
     torch.cuda.current_stream().wait_stream(side)
+    # torch.compile frees the cuBLAS workspaces of all streams. One that was allocated before the
+    # capture would leave the graph with memory that is gone; this makes the capture allocate its
+    # own, in the graph's pool.
+    torch._C._cuda_clearCublasWorkspaces()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph), torch.inference_mode():
         model(pixels)
