@@ -62,10 +62,7 @@ def kernel(func: tirx.PrimFunc, shape: CudaGemmShape, tile: CudaGemmTile) -> tir
 
 def _arguments(func: tirx.PrimFunc, shape: CudaGemmShape) -> Arguments:
     """Declare the parameters of `func` in the PrimFunc that is being built, and view them flat."""
-    types = [
-        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
-    ]
-    flat = cuda_tiles.declare(types).values()
+    flat = cuda_tiles.declare(cuda_tiles.parameters_of(func)).values()
     x, weight, requantization, *optional, y = flat
     return Arguments(
         x=x,

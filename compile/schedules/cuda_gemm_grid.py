@@ -24,6 +24,16 @@ class Place:
 
 
 @contextlib.contextmanager
+def clusters(count: int, blocks: int, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """Launch `count` clusters of `blocks` blocks (1: no clusters); yields a block and a thread."""
+    with contextlib.ExitStack() as launch:
+        if blocks > 1:
+            launch.enter_context(T.launch_thread("clusterCtaIdx.x", blocks))
+        block = launch.enter_context(T.launch_thread("blockIdx.x", count * blocks))
+        yield block, launch.enter_context(T.launch_thread("threadIdx.x", threads))
+
+
+@contextlib.contextmanager
 def blocks(shape: CudaGemmShape, tile: CudaGemmTile) -> Iterator[Place]:
     """Launch the blocks of threads that cover the results; what is emitted inside is a thread's."""
     row_tiles = -(-shape.rows // tile.block_rows)

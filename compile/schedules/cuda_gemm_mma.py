@@ -28,6 +28,9 @@ from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permuta
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_gemm_tiles import (
+    GROUP,
+    PIECE,
+    STEP,
     CudaGemmShape,
     MmaTile,
     few_blocks,
@@ -36,9 +39,6 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
 from intswin.compile.schedules.cuda_gemm_write import AccumulatorWriter, LanePlace
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
-_STEP = 32  # depth of an mma
-_GROUP = 32  # columns of a group of the packed weight
-_PIECE = _GROUP * _STEP  # bytes of a group in a step
 # The epilogue's constants and residual are loaded first for a warp of so few 16x32 results, where
 # there are few blocks.
 _EARLY = 2
@@ -59,9 +59,9 @@ class MmaKernel:
         self.shape, self.tile, self.args, self.thread = shape, tile, args, place.thread
         self.row, self.column = place.row, place.column
         self.slices = -(-shape.depth // tile.block_depth)
-        self.steps = tile.block_depth // _STEP
+        self.steps = tile.block_depth // STEP
         self.row_blocks = tile.warp_rows // 16
-        self.groups = tile.warp_columns // _GROUP
+        self.groups = tile.warp_columns // GROUP
         if memory is None:
             memory = cuda.shared_memory(tile.shared_bytes)
         self.shared = T.Bind(cuda.shared_address(cuda.pointer(memory, 0)))
@@ -123,13 +123,13 @@ class MmaKernel:
         tile = self.tile
         self.rows_of_weight = RowCopies(
             self.args.weight,
-            -(-self.shape.columns // _GROUP),
-            -(-self.shape.depth // _STEP) * _PIECE,
-            tile.block_columns // _GROUP,
-            self.steps * _PIECE,
+            -(-self.shape.columns // GROUP),
+            -(-self.shape.depth // STEP) * PIECE,
+            tile.block_columns // GROUP,
+            self.steps * PIECE,
             permuted=False,
         )
-        group = self.column // _GROUP
+        group = self.column // GROUP
         self.rows_of_weight.plan(self.thread, tile.threads, group, tile.weight_offset)
 
     def _load_constants(self, slices: int) -> None:
@@ -188,7 +188,7 @@ class MmaKernel:
         row = T.Bind(self.row_warp * tile.warp_rows + self.lane % 16)
         self.a_row = T.Bind((row * tile.block_depth).astype("uint32"))
         self.a_permutation = T.Bind(permutation(self.lane % 16, chunks))
-        first = self.column_warp * (self.groups * self.steps * _PIECE)
+        first = self.column_warp * (self.groups * self.steps * PIECE)
         b_offset = tile.weight_offset + first + self.lane * CHUNK
         self.b_offset = T.Bind(b_offset.astype("uint32"))
 
@@ -205,13 +205,13 @@ class MmaKernel:
             step = int32(i) if tile.depth_warps == 1 else self.depth_warp + i * tile.depth_warps
             chunk = (step * 2 + self.lane // 16) ^ self.a_permutation
             a = T.Bind(a_base + (chunk * CHUNK).astype("uint32"))
-            b = T.Bind(b_base + (step * _PIECE).astype("uint32"))
+            b = T.Bind(b_base + (step * PIECE).astype("uint32"))
             for m in range(self.row_blocks):
                 offset = tirx.const(m * 16 * tile.block_depth, "uint32")
                 T.evaluate(cuda.ldmatrix_x4(cuda.pointer(self.a, 4 * m), a + offset))
             for n in range(self.groups):
                 for half in range(2):
-                    offset = tirx.const(n * self.steps * _PIECE + half * 512, "uint32")
+                    offset = tirx.const(n * self.steps * PIECE + half * 512, "uint32")
                     registers = cuda.pointer(self.b, 8 * n + 4 * half)
                     T.evaluate(cuda.load_shared_16(registers, b + offset))
             for m in range(self.row_blocks):

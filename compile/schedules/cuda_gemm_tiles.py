@@ -8,6 +8,9 @@ MOST_ACCUMULATORS = 128  # int32 registers of a thread
 REGISTERS = 65536  # of a multiprocessor, and so of a block
 FIRST_WITH_ASYNC_COPIES = 80
 _FIRST_WITH_DEPENDENT_LAUNCH = 90
+GROUP = 32  # columns of a group of the packed weight
+STEP = 32  # input channels of an mma
+PIECE = GROUP * STEP  # bytes of a group of the packed weight in a step
 WGMMA_ALIGNMENT = 1024  # bytes; of a slice in shared memory
 
 

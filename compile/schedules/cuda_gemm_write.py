@@ -14,10 +14,9 @@ from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
-from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape, MmaTile, WgmmaTile
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP, CudaGemmShape, MmaTile, WgmmaTile
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
-_GROUP = 32
 _WIDTH = 8
 
 
@@ -67,7 +66,7 @@ class AccumulatorWriter:
             self._write_group(acc, group, self._column(group))
 
     def _column(self, group: int) -> Expr:
-        return T.Bind(self._place.column + group * _GROUP)
+        return T.Bind(self._place.column + group * GROUP)
 
     def _write_group(self, acc: Buffer, group: int, column: Expr) -> None:
         shape, tile, groups = self._shape, self._tile, self._place.groups

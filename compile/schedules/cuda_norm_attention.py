@@ -10,7 +10,6 @@ normalises the window again; so this is for small problems (fuse_attention.py).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 from tvm import tirx
@@ -31,7 +30,8 @@ from intswin.compile.schedules.cuda_attention_mma import (
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
 from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue
-from intswin.compile.schedules.cuda_gemm_grid import Place
+from intswin.compile.schedules.cuda_gemm_grid import Place, clusters
+from intswin.compile.schedules.cuda_gemm_tiles import PIECE, STEP
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_norm_attention_space import (
     COLUMNS,
@@ -48,7 +48,6 @@ from intswin.compile.schedules.cuda_norm_rows import NormalisedRows, RowsTile
 OP = "norm_attention"
 _PARTS = 3  # q, k and v
 _WIDTH = 8  # columns of a lane in a group of the packed weight
-_STEP_BYTES = 32 * 32  # of a group's weight for 32 channels
 
 
 def describe(
@@ -93,20 +92,13 @@ def kernel(
     func: tirx.PrimFunc, shape: NormAttentionShape, tile: NormAttentionTile
 ) -> tirx.PrimFunc:
     """The kernel of a description: of its shape and the tile that was decided on."""
-    types = [
-        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
-    ]
     gemm = gemm_tile(shape, tile)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(OP)
-            args = cuda_tiles.declare(types)
-            blocks = shape.batch * shape.windows * shape.heads
-            with contextlib.ExitStack() as launch:
-                if tile.cluster > 1:
-                    launch.enter_context(T.launch_thread("clusterCtaIdx.x", tile.cluster))
-                block = launch.enter_context(T.launch_thread("blockIdx.x", blocks))
-                thread = launch.enter_context(T.launch_thread("threadIdx.x", gemm.threads))
+            args = cuda_tiles.declare(cuda_tiles.parameters_of(func))
+            count = shape.batch * shape.windows * shape.heads // tile.cluster
+            with clusters(count, tile.cluster, gemm.threads) as (block, thread):
                 _Kernel(shape, tile, args, block, thread).emit()
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
 
@@ -167,13 +159,13 @@ class _Kernel(NormMmaKernel):
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns, a row of the packed weight."""
-        depth = self.steps * _STEP_BYTES  # bytes of a slice
+        depth = self.steps * PIECE  # bytes of a slice
         self.parts = []
         for part in range(_PARTS):
             copies = RowCopies(
                 self.args.weight,
                 _PARTS * self.problem.heads,
-                self.shape.depth // 32 * _STEP_BYTES,
+                self.shape.depth // STEP * PIECE,
                 1,
                 depth,
                 permuted=False,

@@ -67,13 +67,10 @@ def shape_of(func: tirx.PrimFunc, _target: Target) -> NormGemmShape:
 
 def kernel(func: tirx.PrimFunc, shape: NormGemmShape, tile: NormGemmTile) -> tirx.PrimFunc:
     """The kernel of a description: of its shape and the tile that was decided on."""
-    types = [
-        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
-    ]
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(OP)
-            args = cuda_tiles.declare(types)
+            args = cuda_tiles.declare(cuda_tiles.parameters_of(func))
             with cuda_gemm_grid.blocks(shape.gemm, tile) as place:
                 _Kernel(shape, tile, args, place).emit()
     return simd.finished(builder.get(), OP).without_attr("global_symbol")

@@ -25,7 +25,8 @@ from intswin.compile.schedules import cuda_tiles, simd
 from intswin.compile.schedules.cuda_attention_mma import where
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
-from intswin.compile.schedules.cuda_gemm_grid import Place
+from intswin.compile.schedules.cuda_gemm_grid import Place, clusters
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP, PIECE, STEP
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_norm_mlp_space import (
     NormMlpShape,
@@ -34,7 +35,7 @@ from intswin.compile.schedules.cuda_norm_mlp_space import (
 )
 from intswin.compile.schedules.cuda_norm_rows import NormalisedRows, RowsTile
 from intswin.compile.schedules.cuda_partial_sums import WIDTH, PartialSums, Share
-from intswin.compile.schedules.cuda_shared_product import GROUP, PIECE, STEP, SharedProduct
+from intswin.compile.schedules.cuda_shared_product import SharedProduct
 
 OP = "norm_mlp"
 _WIDTH = 8  # columns of a lane in a group
@@ -79,31 +80,17 @@ def shape_of(func: tirx.PrimFunc, _target: Target) -> NormMlpShape:
 
 def kernel(func: tirx.PrimFunc, shape: NormMlpShape, tile: NormMlpTile) -> tirx.PrimFunc:
     """The kernel of a description: of its shape and the tile that was decided on."""
-    types = [
-        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
-    ]
-    clusters = -(-shape.batch * shape.rows // tile.block_rows)
+    count = -(-shape.batch * shape.rows // tile.block_rows)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(OP)
-            args = cuda_tiles.declare(types)
-            if tile.cluster == 1:
-                _launch(shape, tile, args, clusters)
-            else:
-                with T.launch_thread("clusterCtaIdx.x", tile.cluster):
-                    _launch(shape, tile, args, clusters)
+            args = cuda_tiles.declare(cuda_tiles.parameters_of(func))
+            with clusters(count, tile.cluster, tile.threads) as (block, thread):
+                # The blocks of a cluster are neighbours: their number is their rank.
+                rank = T.Bind(tirx.truncmod(block, int32(tile.cluster)))
+                row = T.Bind(tirx.truncdiv(block, int32(tile.cluster)) * tile.block_rows)
+                _Kernel(shape, tile, args, Place(thread, row, int32(0)), rank).emit()
     return simd.finished(builder.get(), OP).without_attr("global_symbol")
-
-
-def _launch(
-    shape: NormMlpShape, tile: NormMlpTile, args: Mapping[str, Buffer], clusters: int
-) -> None:
-    with T.launch_thread("blockIdx.x", clusters * tile.cluster) as block:
-        with T.launch_thread("threadIdx.x", tile.threads) as thread:
-            # The blocks of a cluster are neighbours: their number is their rank.
-            rank = T.Bind(tirx.truncmod(block, int32(tile.cluster)))
-            row = T.Bind(tirx.truncdiv(block, int32(tile.cluster)) * tile.block_rows)
-            _Kernel(shape, tile, args, Place(thread, row, int32(0)), rank).emit()
 
 
 class _Kernel:

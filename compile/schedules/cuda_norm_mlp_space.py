@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 
 from intswin.compile.schedules.cuda_gemm_tiles import (
     GPUS,
+    GROUP,
     MOST_ACCUMULATORS,
     REGISTERS,
+    STEP,
     CudaGemmShape,
 )
-from intswin.compile.schedules.cuda_shared_product import GROUP, STEP, Warps
+from intswin.compile.schedules.cuda_shared_product import Warps
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 # As in cuda_gemm_space.py.

@@ -19,8 +19,9 @@ from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
-from intswin.compile.schedules.cuda_shared_product import GROUP, SharedProduct
+from intswin.compile.schedules.cuda_shared_product import SharedProduct
 
 WIDTH = 4  # columns of a quad
 _QUADS = 64  # of 8 rows and 32 columns

@@ -15,11 +15,8 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP, PIECE, STEP
 from intswin.compile.schedules.cuda_intrinsics import Expr
-
-STEP = 32  # depth of an mma
-GROUP = 32  # columns of a group of the packed weight
-PIECE = GROUP * STEP  # bytes of a group in a step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,13 @@ _ANNOTATION = "intswin.tile"
 _BLOCK = "y"
 
 
+def parameters_of(func: tirx.PrimFunc) -> list[Parameter]:
+    """The parameters of a description, for its kernel."""
+    return [
+        (param.name, tuple(map(int, param.ty.shape)), str(param.ty.dtype)) for param in func.params
+    ]
+
+
 def declare(parameters: Sequence[Parameter]) -> dict[str, Buffer]:
     """Declare parameters of the PrimFunc that is being built; gives flat views of them by name."""
     arguments = [T.arg(name, T.buffer(extents, dtype)) for name, extents, dtype in parameters]
