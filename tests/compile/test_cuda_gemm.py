@@ -13,7 +13,7 @@ from tvm import s_tir
 import graphs
 from cuda_emulator import emulate
 from intswin.compile.operators import cuda_linear
-from intswin.compile.schedules import cuda_kernels
+from intswin.compile.schedules import cuda_gemm_mma, cuda_gemm_wgmma, cuda_kernels
 from intswin.compile.schedules.cuda_gemm_space import candidates, default_tile
 from intswin.compile.schedules.cuda_gemm_tiles import (
     TILES,
@@ -93,6 +93,19 @@ def test_tiles(target_name, problem, epilogue, monkeypatch):
     extreme = bool(rows % 2)
     case = graphs.random_linear(rng, rows, k, n, extreme=extreme, **epilogue)
     _check(case, 2 if rows < 40 else 1, target_name, tile, extreme=extreme)
+
+
+@pytest.mark.parametrize("problem", [_MMA_TILES[1], _WGMMA_TILES[1]], ids=str)
+def test_tiles_as_with_many_blocks(problem, monkeypatch):
+    """Then the weight is not loaded ahead of x; so many would take minutes here."""
+    *sizes, tile = problem
+    if isinstance(tile, WgmmaTile):
+        monkeypatch.setattr(cuda_linear, "weight_layout", lambda *_: "wgmma")
+    monkeypatch.setattr(cuda_gemm_mma, "few_blocks", lambda *_: False)
+    for module in (cuda_gemm_mma, cuda_gemm_wgmma):
+        monkeypatch.setattr(module, "starts_early", lambda *_: False)
+    case = graphs.random_linear(np.random.default_rng(5), *sizes, out="i16", residual=True)
+    _check(case, 1, "cuda-h100", tile)
 
 
 @pytest.mark.parametrize("target_name", ["cuda-h100", "cuda-v100"])
