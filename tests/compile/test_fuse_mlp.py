@@ -7,6 +7,7 @@ import graphs
 from intswin.compile.emit import emit
 from intswin.compile.fuse_kernels import fuse_for_target
 from intswin.compile.fuse_mlp import fuse_mlps
+from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.targets import get_target
 from intswin.models import integer_reference
 
@@ -105,6 +106,13 @@ def test_a_block_alone_has_no_room_for_large_weights(rng):
     graph = mlp(rng, channels=384, hidden=1536)
     assert "norm_mlp" not in ops(fuse_for_target(graph, 1, get_target("cuda-a100")))
     assert "norm_linear" in ops(fuse_for_target(graph, 1, get_target("cuda-a100")))
+
+
+def test_rows_for_which_the_second_gemm_alone_is_wgmma(rng):
+    graph, target = mlp(rng, channels=96, hidden=384), get_target("cuda-h100")
+    batch = 196  # 3136 rows, as in stage 1 of swin_tiny
+    assert weight_layout(target, 384, 16 * batch) == "wgmma"
+    assert "norm_mlp" in ops(fuse_mlps(graph, batch, target))
 
 
 def test_large_problems_stay(rng):
