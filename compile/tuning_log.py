@@ -35,6 +35,7 @@ from intswin.compile.schedules import (
     cuda_norm_mlp_space,
     gemm,
     gemm_space,
+    x86_intrinsics,
 )
 from intswin.compile.targets import cuda_name, is_cuda
 from intswin.models.integer_graph import Node, TensorSpec
@@ -250,6 +251,8 @@ def _best_kernel(
     stored = next((w[1] for w in log.workloads if w and w[0] == key), None)
     if not records or not _is_equal(stored, workload):
         return None
+    if not is_cuda(target):
+        x86_intrinsics.register()
     # A schedule changes nodes in place that nobody else refers to: `func` has to stay as it is.
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     for record in records:
@@ -298,6 +301,7 @@ def _fingerprint(target_json: str) -> dict[str, Any]:
 def _definitions(target: Target) -> str:
     """A hash of every epilogue of `linear`, of the intrinsics, and of the version of the space."""
     parts = [f"space {gemm_space.SPACE_VERSION}"]
+    x86_intrinsics.register()
     for name in (*gemm.INTRINSICS.values(), *gemm.REQUANTIZE.values()):
         intrinsic = s_tir.TensorIntrin.get(name)
         parts += [str(tvm_ffi.structural_hash(f)) for f in (intrinsic.desc, intrinsic.impl)]

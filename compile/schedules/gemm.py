@@ -17,6 +17,7 @@ from tvm.s_tir.schedule import ExprRV, LoopRV
 from tvm.s_tir.schedule.analysis import has_block
 from tvm.target import Target
 
+from intswin.compile.schedules import x86_intrinsics
 from intswin.compile.schedules.gemm_space import GemmShape, GemmTile, candidates, default_tile
 from intswin.compile.schedules.x86_intrinsics import (
     AVX2_DOT,
@@ -106,6 +107,7 @@ def _schedule(sch: s_tir.Schedule, choices: _Choices) -> None:
         sch.unroll(row)
         sch.unroll(block)
         if name != "product" and layout in REQUANTIZE:
+            x86_intrinsics.register()
             sch.tensorize(lane, REQUANTIZE[layout])
         else:
             sch.vectorize(lane)
@@ -149,6 +151,7 @@ def _schedule_accumulation(
     sch.unroll(block)
     sch.vectorize(init_lane)
     if layout in INTRINSICS:
+        x86_intrinsics.register()
         sch.tensorize(lane, INTRINSICS[layout])
 
 
