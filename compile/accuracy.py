@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ def evaluate_artifact(
     machine = runtime.open_network(stored.library, stored.metadata)
     graph = stored.graph()
     images = open_labeled(data, machine.preprocess, limit)
-    columns = columns_of(images, stored.metadata)
+    columns = columns_of(images, len(stored.metadata["classes"]))
     forms = {
         "integer reference": lambda x: integer_reference.run(graph, x),
         f"compiled for {stored.metadata['target']['name']}": machine.logits,
@@ -73,9 +72,8 @@ def open_labeled(data: Path, preprocess: Preprocess, limit: int | None) -> Image
     return images
 
 
-def columns_of(images: ImageSet, metadata: dict[str, Any]) -> np.ndarray:
-    """Which logits belong to the data's classes: all, or some of ImageNet-1k's."""
-    count = len(metadata["classes"])
+def columns_of(images: ImageSet, count: int) -> np.ndarray:
+    """Which of `count` logits belong to the data's classes: all, or some of ImageNet-1k's."""
     if len(images.classes) == count:
         return np.arange(count)
     if count == 1000 and images.imagenet1k_index:

@@ -56,13 +56,13 @@ def evaluate(
         IntswinError: the data has no labels, or its classes do not fit the network.
     """
     network = pipeline.load_float_network(options)
+    images = open_labeled(data, network.preprocess, limit)
     calibration = pipeline.load_calibration(options, network)
     quantized = pipeline.quantize_network(options, network, calibration)
+    columns = columns_of(images, quantized.graph.nodes[-1].out.shape[-1])
     compiled = pipeline.build_integer_network(
         options, network, quantized.graph, get_target(options.target)
     )
-    images = open_labeled(data, network.preprocess, limit)
-    columns = columns_of(images, compiled.metadata)
     machine = runtime.open_network(compiled.library, compiled.metadata)
     forms = {
         "float torch" if network.model is not None else "float": lambda x: pipeline.float_logits(

@@ -46,7 +46,7 @@ from operator_runner import described_kernel
     ],
     ids=str,
 )
-@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("extreme", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tiles(target_name, problem, tile, extreme):
     windows, tokens, heads, channels, patterns = problem
     rng = np.random.default_rng(tokens)

@@ -51,8 +51,13 @@ def crops(count, size=224):
     return np.stack(images)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("activation", "batch"),
+    [
+        *(("relu", 1), ("igelu", 1), pytest.param("shiftgelu", 1, marks=pytest.mark.slow)),
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ACTIVATIONS),
+    ],
+)
 def test_swin_micro_is_bit_exact(activation, batch):
     """The embedded networks on 16 real images."""
     compiled = compiled_once(CompileOptions(activation=activation, batch=batch))

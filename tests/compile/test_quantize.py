@@ -66,7 +66,7 @@ VIT = {
     [
         ("swin_micro", "relu", "torch", "igelu", SWIN, 27),
         ("swin_micro", "relu", "onnx", "igelu", SWIN, 27),
-        ("swin_micro", "gelu", "torch", "igelu", SWIN, 20),
+        pytest.param("swin_micro", "gelu", "torch", "igelu", SWIN, 20, marks=pytest.mark.slow),
         ("swin_micro", "gelu", "onnx", "shiftgelu", SWIN, 20),
         ("vit_tiny_patch16_224", "gelu", "torch", "igelu", VIT, 20),
         ("deit_tiny_patch16_224", "relu", "onnx", "igelu", VIT, 22),

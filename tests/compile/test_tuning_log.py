@@ -226,7 +226,7 @@ def test_any_tile_is_bit_exact(target_name, epilogue):
     assert len(tiles) == 2
 
 
-@pytest.mark.parametrize("activation", ["relu", "igelu"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("igelu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target_name", TARGETS)
 def test_networks_with_the_packaged_logs(target_name, activation, monkeypatch):
     from intswin.compile import pipeline
