@@ -33,12 +33,16 @@ def clusters(count: int, blocks: int, threads: int) -> Iterator[tuple[Expr, Expr
         yield block, launch.enter_context(T.launch_thread("threadIdx.x", threads))
 
 
+def block_count(shape: CudaGemmShape, tile: CudaGemmTile) -> int:
+    """How many blocks of threads cover the results."""
+    return -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
+
+
 @contextlib.contextmanager
 def blocks(shape: CudaGemmShape, tile: CudaGemmTile) -> Iterator[Place]:
     """Launch the blocks of threads that cover the results; what is emitted inside is a thread's."""
-    row_tiles = -(-shape.rows // tile.block_rows)
     column_tiles = -(-shape.columns // tile.block_columns)
-    with T.launch_thread("blockIdx.x", row_tiles * column_tiles) as block:
+    with T.launch_thread("blockIdx.x", block_count(shape, tile)) as block:
         with T.launch_thread("threadIdx.x", tile.threads) as thread:
             # Neighbouring blocks share rows of x, which is the larger operand.
             row = T.Bind(tirx.truncdiv(block, int32(column_tiles)) * tile.block_rows)

@@ -26,7 +26,7 @@ from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
-from intswin.compile.schedules.cuda_gemm_grid import Place
+from intswin.compile.schedules.cuda_gemm_grid import Place, block_count
 from intswin.compile.schedules.cuda_gemm_tiles import (
     GROUP,
     PIECE,
@@ -142,16 +142,11 @@ class MmaKernel:
     @property
     def _weight_first(self) -> bool:
         """Whether the weight is loaded before anything of x: it waits for no other kernel."""
-        return starts_early(self.shape.arch, self._blocks)
-
-    @property
-    def _blocks(self) -> int:
-        tile, shape = self.tile, self.shape
-        return -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
+        return starts_early(self.shape.arch, block_count(self.shape, self.tile))
 
     def _plan_write(self) -> None:
         """Load the constants of the epilogue's first group, where few others hide the wait."""
-        few = few_blocks(self.shape.arch, self._blocks)
+        few = few_blocks(self.shape.arch, block_count(self.shape, self.tile))
         self.early = few and self.groups * self.row_blocks <= _EARLY
         if self.early:
             self.writer = self._writer()

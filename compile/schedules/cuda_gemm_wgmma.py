@@ -20,7 +20,7 @@ from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments
-from intswin.compile.schedules.cuda_gemm_grid import Place
+from intswin.compile.schedules.cuda_gemm_grid import Place, block_count
 from intswin.compile.schedules.cuda_gemm_tiles import (
     WGMMA_ALIGNMENT,
     CudaGemmShape,
@@ -67,8 +67,7 @@ class WgmmaKernel:
         self.weight.plan(place.thread, tile.threads, place.column, offset)
         for index in range(int(self.acc.shape[0])):
             T.buffer_store(self.acc, int32(0), [index])
-        blocks = -(-shape.rows // tile.block_rows) * -(-shape.columns // tile.block_columns)
-        weight_first = starts_early(shape.arch, blocks)
+        weight_first = starts_early(shape.arch, block_count(shape, tile))
         slots = [T.Bind(self._slot(int32(i))) for i in range(self.ahead)]
         if weight_first:  # it waits for no other kernel
             for i, slot in enumerate(slots):
