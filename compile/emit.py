@@ -19,6 +19,7 @@ from intswin.compile.operators import (
     norm_attention,
     norm_linear,
     norm_mlp,
+    norm_msa,
     patchify,
 )
 from intswin.compile.schedules.cuda_offsets import check_batch
@@ -34,6 +35,7 @@ _OPERATORS = {
     "norm_attention": norm_attention.emit,
     "norm_linear": norm_linear.emit,
     "norm_mlp": norm_mlp.emit,
+    "norm_msa": norm_msa.emit,
     "mean_pool": mean_pool.emit,
     "patchify": patchify.emit,
 }

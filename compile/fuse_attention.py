@@ -1,7 +1,9 @@
 """Join each attention with the LayerNorm and GEMM before it, where a GPU has one kernel for all.
 
-As in fuse_layer_norm.py, the network's graph keeps its operators; the fused one has the constants
-and attributes of all three, and their semantics (docs/integer-semantics.md section 3.9).
+Where the heads of a window can be a cluster of blocks, the projection and the residual behind it
+are joined, too. As in fuse_layer_norm.py, the network's graph keeps its operators; the fused one
+has the constants and attributes of all, and their semantics (docs/integer-semantics.md sections 3.9
+and 3.11).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import dataclasses
 from tvm.target import Target
 
 from intswin.compile.fuse_nodes import join_chains
-from intswin.compile.operators import norm_attention
+from intswin.compile.operators import norm_attention, norm_msa
 from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.targets import is_cuda
@@ -22,6 +24,19 @@ from intswin.models.integer_graph import IntegerGraph, Node
 _MOST_PRODUCTS = 1 << 28
 _MOST_NORMALISED = 64 * 192
 _NAMES = {"rows": "rows", "params": "score_params", "bias": "score_bias", "pattern": "pattern"}
+
+
+def fuse_msa(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
+    """The graph with a node "norm_msa" for each such four; for a CPU, the graph itself."""
+    if not is_cuda(target):
+        return graph
+
+    def join(four: tuple[Node, ...]) -> Node | None:
+        norm, linear, attention, projection = four
+        joined = _fused(norm, linear, attention, batch, target)
+        return None if joined is None else _projected(joined, projection, batch, target)
+
+    return join_chains(graph, 4, join)
 
 
 def fuse_attention(graph: IntegerGraph, batch: int, target: Target) -> IntegerGraph:
@@ -68,3 +83,23 @@ def _fused(norm: Node, linear: Node, attention: Node, batch: int, target: Target
     shape = norm_attention.shape_of(node, batch, target)
     space = cuda_norm_attention_space
     return node if space.fits(shape) and space.normalised(shape) <= _MOST_NORMALISED else None
+
+
+def _projected(attention: Node, projection: Node, batch: int, target: Target) -> Node | None:
+    """A "norm_attention" with the projection behind it, which adds what was normalised, as one."""
+    if (
+        projection.op != "linear"
+        or projection.inputs[1:] != attention.inputs
+        or (projection.attrs["out"], projection.attrs["activation"]) != ("i16", "none")
+    ):
+        return None
+    renamed = {f"{name}2": tensor for name, tensor in projection.tensors.items()}
+    node = dataclasses.replace(
+        projection,
+        op="norm_msa",
+        inputs=attention.inputs,
+        tensors={**attention.tensors, **renamed},
+        attrs=attention.attrs,
+    )
+    fits = cuda_norm_attention_space.fits(norm_msa.shape_of(node, batch, target))
+    return node if fits else None

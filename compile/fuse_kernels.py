@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.target import Target
 
-from intswin.compile.fuse_attention import fuse_attention
+from intswin.compile.fuse_attention import fuse_attention, fuse_msa
 from intswin.compile.fuse_layer_norm import fuse_layer_norms
 from intswin.compile.fuse_mlp import fuse_mlps
 from intswin.models.integer_graph import IntegerGraph
@@ -15,6 +15,6 @@ def fuse_for_target(graph: IntegerGraph, batch: int, target: Target) -> IntegerG
 
     The larger unions come first: what they leave over may be part of a smaller one.
     """
-    for fuse in (fuse_attention, fuse_mlps, fuse_layer_norms):
+    for fuse in (fuse_msa, fuse_attention, fuse_mlps, fuse_layer_norms):
         graph = fuse(graph, batch, target)
     return graph

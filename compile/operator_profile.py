@@ -179,7 +179,7 @@ def _work(node: Node, batch: int) -> tuple[str, int]:
         kind = f" {activation}" if activation != "none" else ""
         what = f"layer_norm, MLP {rows}x{channels} -> {hidden}{kind} -> {channels} i16 + residual"
         return what, 4 * batch * rows * channels * hidden
-    if node.op in ("attention", "norm_attention"):
+    if node.op in ("attention", "norm_attention", "norm_msa"):
         windows, tokens = node.tensors["rows"].shape
         heads, d = int(node.attrs["heads"]), int(node.attrs["d"])
         what = f"attention {windows} windows, {tokens} tokens, {heads} heads of {d}"
@@ -188,7 +188,11 @@ def _work(node: Node, batch: int) -> tuple[str, int]:
             return what, operations
         depth = node.tensors["weight"].shape[1]
         what = f"layer_norm, linear {rows}x{depth} -> {3 * channels}, {what}"
-        return what, operations + 2 * batch * rows * depth * 3 * channels
+        operations += 2 * batch * rows * depth * 3 * channels
+        if node.op == "norm_attention":
+            return what, operations
+        what = f"{what}, linear {channels} -> {channels} i16 + residual"
+        return what, operations + 2 * batch * rows * channels * channels
     return f"{node.op} {rows}x{channels} {node.out.dtype}", 0
 
 

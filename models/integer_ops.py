@@ -175,7 +175,7 @@ def _norm_linear(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray
 
 
 def second_linear(node: Node) -> Node:
-    """The second `linear` of a `norm_mlp`, of its tensors weight2, bias2, pre2 and mult2."""
+    """The last `linear` of a `norm_mlp` or `norm_msa`: weight2, bias2, pre2 and mult2."""
     names = ("weight", "bias", "pre", "mult")
     tensors = {name: node.tensors[f"{name}2"] for name in names}
     attrs: dict[str, Attribute] = {"out": "i16", "zero_point": 0, "frac": 0, "activation": "none"}
@@ -255,6 +255,11 @@ def _norm_attention(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndar
     return _attention(dataclasses.replace(node, tensors=scores), [qkv], work)
 
 
+def _norm_msa(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
+    """3.11: `norm_attention`, the `linear` that projects it, and x added to its result."""
+    return _linear(second_linear(node), [_norm_attention(node, inputs, work), inputs[0]], work)
+
+
 def _mean_pool(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray:
     """3.6: mean over rows."""
     bias, pre, mult = (int(v) for v in node.tensors["params"])
@@ -286,6 +291,7 @@ _OPERATORS: dict[str, Callable[[Node, list[np.ndarray], Work], np.ndarray]] = {
     "norm_mlp": _norm_mlp,
     "attention": _attention,
     "norm_attention": _norm_attention,
+    "norm_msa": _norm_msa,
     "mean_pool": _mean_pool,
     "gather_rows": _gather_rows,
     "add_constant": _add_constant,

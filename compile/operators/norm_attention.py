@@ -37,6 +37,17 @@ def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit x int16 (B, R, C) -> uint8 (B, R, heads * 32)."""
+    arrays, weight, bias = constants(node, target)
+    func = cuda_norm_attention.describe(shape_of(node, batch, target), weight, bias)
+    gvar = bb.add_func(func, cuda_norm_attention.OP)
+    out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
+    return bb.emit(relax.call_tir(gvar, [*inputs, *simd.constants(*arrays)], out))
+
+
+def constants(
+    node: Node, target: Target
+) -> tuple[list[np.ndarray], tuple[int, ...], tuple[int, ...] | None]:
+    """What the kernel reads behind x, and the shapes of the packed weight and arranged bias."""
     tensors = node.tensors
     arrays = [tensors[name].astype(np.int32) for name in ("rows", "gamma", "beta")]
     arrays.append(np.array([tensors["params"][0], node.attrs["shift"]], np.int64))
@@ -47,7 +58,4 @@ def emit(
         bias = cuda_attention.arrange_bias(tensors["score_bias"].astype(np.int16), target)
         arrays += [bias, tensors["pattern"].astype(np.int32)]
         bias_shape = bias.shape
-    func = cuda_norm_attention.describe(shape_of(node, batch, target), weight.shape, bias_shape)
-    gvar = bb.add_func(func, cuda_norm_attention.OP)
-    out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
-    return bb.emit(relax.call_tir(gvar, [*inputs, *simd.constants(*arrays)], out))
+    return arrays, weight.shape, bias_shape

@@ -338,7 +338,7 @@ class AttentionWarp:
                 token = T.Bind(strip * STRIP + self.f.g + 8 * half)
                 row = math.Row(self.sums[2 * half])
                 there = token < int32(shape.tokens) if shape.tokens % STRIP else None
-                target = self.row(
+                place = self.place_of(
                     token if there is None else tirx.min(token, int32(shape.tokens - 1))
                 )
                 for step in range(self.steps):
@@ -351,11 +351,18 @@ class AttentionWarp:
                     conditions = [] if there is None else [there]
                     if shape.d - STEP * step < STEP:
                         conditions.append(self.f.t < int32(2))
-                    channel = self.place.head * shape.d + self.f.channel[step]
-                    at = target * (shape.heads * shape.d) + channel
-                    y = cuda.pointer(self.args.y, at)
                     with where(tirx.all(*conditions) if conditions else None):
-                        T.evaluate(cuda.store_global(y, cuda.pointer(packed, 0), 8))
+                        self.store(place, self.f.channel[step], cuda.pointer(packed, 0))
+
+    def place_of(self, token: Expr) -> Expr:
+        """Where the results of a token that exists go, for `store`: here its row."""
+        return self.row(token)
+
+    def store(self, place: Expr, channel: Expr, packed: Expr) -> None:
+        """Store the results of 8 channels of the head."""
+        channels = self.shape.heads * self.shape.d
+        at = place * channels + (self.place.head * self.shape.d + channel)
+        T.evaluate(cuda.store_global(cuda.pointer(self.args.y, at), packed, 8))
 
 
 def divided(x: Expr, divisor: int) -> tuple[Expr, Expr]:

@@ -29,6 +29,7 @@ from intswin.compile.schedules import (
     cuda_norm_gemm_space,
     cuda_norm_mlp,
     cuda_norm_mlp_space,
+    cuda_norm_msa,
     cuda_tiles,
 )
 from intswin.compile.schedules.attention import AttentionShape
@@ -94,6 +95,12 @@ _FAMILIES = {
         space=cuda_norm_attention_space,
         tile_type=lambda _shape: cuda_norm_attention_space.NormAttentionTile,
         write=cuda_norm_attention.kernel,
+    ),
+    cuda_norm_msa.OP: _Family(
+        shape_of=cuda_norm_msa.shape_of,
+        space=cuda_norm_attention_space,
+        tile_type=lambda _shape: cuda_norm_attention_space.NormAttentionTile,
+        write=cuda_norm_msa.kernel,
     ),
     cuda_norm_mlp.OP: _Family(
         shape_of=cuda_norm_mlp.shape_of,

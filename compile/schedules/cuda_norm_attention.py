@@ -60,12 +60,21 @@ def describe(
         weight: shape of the packed weight.
         bias: shape of the arranged bias of the scores.
 
-    Its arguments: x int16 (B, R, C); rows int32 (W, n); gamma and beta int32 (C,); params int64
-    (2,): eps and the shift of section 3.4; weight int8; requantization int32 (3, 3 * heads * 32);
-    offset int32 (1,); score_params int32 (4,); where there are patterns, bias int16 and pattern
-    int32 (W,); the output y uint8 (B, R, heads * 32).
+    Its arguments: those of `inputs`; the output y uint8 (B, R, heads * 32).
     """
-    channels = shape.heads * D
+    y = ("y", (shape.batch, shape.rows, shape.heads * D), "uint8")
+    return cuda_tiles.describe(OP, shape, [*inputs(shape, weight, bias), y])
+
+
+def inputs(
+    shape: NormAttentionShape, weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> list[cuda_tiles.Parameter]:
+    """What the kernel reads; as for `describe`.
+
+    x int16 (B, R, C); rows int32 (W, n); gamma and beta int32 (C,); params int64 (2,): eps and the
+    shift of section 3.4; weight int8; requantization int32 (3, 3 * heads * 32); offset int32 (1,);
+    score_params int32 (4,); where there are patterns, bias int16 and pattern int32 (W,).
+    """
     parameters: list[cuda_tiles.Parameter] = [
         ("x", (shape.batch, shape.rows, shape.channels), "int16"),
         ("rows", (shape.windows, shape.tokens), "int32"),
@@ -73,14 +82,13 @@ def describe(
         ("beta", (shape.channels,), "int32"),
         ("params", (2,), "int64"),
         ("weight", weight, "int8"),
-        ("requantization", (3, _PARTS * channels), "int32"),
+        ("requantization", (3, _PARTS * shape.heads * D), "int32"),
         ("offset", (1,), "int32"),
         ("score_params", (4,), "int32"),
     ]
     if bias is not None:
         parameters += [("bias", bias, "int16"), ("pattern", (shape.windows,), "int32")]
-    parameters.append(("y", (shape.batch, shape.rows, channels), "uint8"))
-    return cuda_tiles.describe(OP, shape, parameters)
+    return parameters
 
 
 def shape_of(func: tirx.PrimFunc, _target: Target) -> NormAttentionShape:
@@ -92,18 +100,29 @@ def kernel(
     func: tirx.PrimFunc, shape: NormAttentionShape, tile: NormAttentionTile
 ) -> tirx.PrimFunc:
     """The kernel of a description: of its shape and the tile that was decided on."""
-    gemm = gemm_tile(shape, tile)
+    return written(func, shape, tile, NormAttentionKernel)
+
+
+def written(
+    func: tirx.PrimFunc,
+    shape: NormAttentionShape,
+    tile: NormAttentionTile,
+    kind: type[NormAttentionKernel],
+) -> tirx.PrimFunc:
+    """The kernel of a description, whose blocks compute what `kind` does."""
+    op = str(func.attrs["intswin.op"])
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
-            T.func_name(OP)
+            T.func_name(op)
             args = cuda_tiles.declare(cuda_tiles.parameters_of(func))
             count = shape.batch * shape.windows * shape.heads // tile.cluster
-            with clusters(count, tile.cluster, gemm.threads) as (block, thread):
-                _Kernel(shape, tile, args, block, thread).emit()
-    return simd.finished(builder.get(), OP).without_attr("global_symbol")
+            threads = gemm_tile(shape, tile).threads
+            with clusters(count, tile.cluster, threads) as (block, thread):
+                kind(shape, tile, args, block, thread).emit()
+    return simd.finished(builder.get(), op).without_attr("global_symbol")
 
 
-class _Kernel(NormMmaKernel):
+class NormAttentionKernel(NormMmaKernel):
     """What one block of threads computes."""
 
     def __init__(
@@ -153,9 +172,16 @@ class _Kernel(NormMmaKernel):
             T.evaluate(cuda.cluster_arrive())
         super().emit()
         cuda.synchronize()
-        strips = self.problem.block_rows // STRIP
-        with where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None):
+        self._attend()
+
+    def _attend(self) -> None:
+        with self._has_strip():
             self.attention.emit()
+
+    def _has_strip(self) -> where:
+        """If the warp is one of those that attend: there may be more of them for the product."""
+        strips = self.problem.block_rows // STRIP
+        return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns, a row of the packed weight."""
@@ -224,7 +250,11 @@ class _Kernel(NormMmaKernel):
             y=self.buffers["y"],
         )
         place = WarpPlace(self.head, self.window, strip, self.image)
-        tile = MmaAttentionTile(strips=1, images=1, warps=1)
-        warp = AttentionWarp(self.problem.attention, tile, args, self.lane, place)
+        warp = self._warp(MmaAttentionTile(strips=1, images=1, warps=1), args, place)
         warp.read(Qkv(self.qkv, COLUMNS, D, int32(0), T.Bind))
         return warp
+
+    def _warp(
+        self, tile: MmaAttentionTile, args: cuda_attention_types.Arguments, place: WarpPlace
+    ) -> AttentionWarp:
+        return AttentionWarp(self.problem.attention, tile, args, self.lane, place)

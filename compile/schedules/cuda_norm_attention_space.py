@@ -1,4 +1,7 @@
-"""What a search may choose in the kernel of LayerNorm, q, k, v and attention, and the default."""
+"""What a search may choose in the kernels of LayerNorm, q, k, v and attention, and the default.
+
+One ends with the attention, one with the projection and the residual behind it.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,8 @@ _MOST_VECTORS = 16  # of 8 channels, that a lane keeps in registers
 _MOST_THREADS = 512
 _MOST_STAGES = 8
 _FIRST_WITH_CLUSTERS = 90
+_PORTABLE_CLUSTER = 8  # blocks that are possible on any GPU with clusters
+_LARGEST_CLUSTER = 16  # on sm_90, if all of a cluster's GPC is allowed for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,50 @@ class NormAttentionShape:
             self.batch, self.rows, self.windows, self.tokens, self.heads, D, self.patterns
         )
 
+    @property
+    def clusters(self) -> list[int]:
+        """Numbers of blocks that can share a window."""
+        if self.arch < _FIRST_WITH_CLUSTERS:
+            return [1]
+        return [n for n in range(1, _PORTABLE_CLUSTER + 1) if self.heads % n == 0]
+
+    @property
+    def output_bytes(self) -> int:
+        """Shared memory of a block for what it computes behind its attention."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NormMsaShape(NormAttentionShape):
+    """The same and what is behind it: y = linear(attention(linear(layer_norm(x)))) + x.
+
+    As many `channels` as the heads have, and all heads of a window in a cluster: a block multiplies
+    what all of them have attended to with the weight of 32 columns of y.
+    """
+
+    @property
+    def clusters(self) -> list[int]:
+        """All heads of a window; none where that is no cluster."""
+        possible = self.arch >= _FIRST_WITH_CLUSTERS and 2 <= self.heads <= _LARGEST_CLUSTER
+        return [self.heads] if possible and self.channels == self.heads * D else []
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the attention's results of all heads, and the weight of the block's columns."""
+        return (self.block_rows + D) * self.channels
+
+    @property
+    def projection(self) -> CudaGemmShape:
+        """The second product, of the whole network's rows."""
+        return dataclasses.replace(
+            self.gemm,
+            rows=self.batch * self.rows,
+            columns=self.channels,
+            out="i16",
+            frac=0,
+            residual=True,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class NormAttentionTile:
@@ -119,13 +168,13 @@ def candidates(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -
 
 
 def fits(shape: NormAttentionShape) -> bool:
-    """Whether there is a tile: shared memory suffices."""
-    return _block_depth(shape) > 0
+    """Whether there is a tile: a cluster, and enough shared memory."""
+    return bool(shape.clusters) and _block_depth(shape) > 0
 
 
 def normalised(shape: NormAttentionShape) -> int:
     """Elements that a block has to normalise at least, where heads share the work."""
-    return -(-shape.tokens // max(_clusters(shape))) * shape.channels
+    return -(-shape.tokens // max(shape.clusters)) * shape.channels
 
 
 def default_tile(shape: NormAttentionShape) -> NormAttentionTile:
@@ -135,7 +184,7 @@ def default_tile(shape: NormAttentionShape) -> NormAttentionTile:
     """
     blocks = shape.batch * shape.windows * shape.heads
     warps = max if blocks <= GPUS[shape.arch].processors else min
-    made = {"cluster": max(_clusters(shape))}
+    made = {"cluster": max(shape.clusters)}
     for field in ("column_warps", "depth_warps"):
         made[field] = warps(_values(shape, field, made))
     lanes = _values(shape, "lanes", made)
@@ -166,20 +215,25 @@ def qkv_offset(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
     return max(slices_and_x, gemm.sum_bytes)
 
 
+def output_offset(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
+    """Bytes of shared memory before those for what is behind the attention."""
+    return qkv_offset(shape, tile) + shape.block_rows * COLUMNS
+
+
 def shared_bytes(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
     """Shared memory of a block."""
-    return qkv_offset(shape, tile) + shape.block_rows * COLUMNS
+    return output_offset(shape, tile) + shape.output_bytes
 
 
 def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> list[int]:
     strips = shape.block_rows // STRIP
     if field == "cluster":
-        return _clusters(shape)
+        return shape.clusters
     if field == "column_warps":
         return [1, 3]
     if field == "depth_warps":
         warps = strips * made["column_warps"]
-        limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS
+        limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS - shape.output_bytes
         return [
             w
             for w in (1, 2, 3, 4, 6, 8)
@@ -191,13 +245,6 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
     return [n for n in (1, 2, 4, 8, 16, 32) if n <= vectors <= n * _MOST_VECTORS]
 
 
-def _clusters(shape: NormAttentionShape) -> list[int]:
-    """Numbers of blocks that can share a window: up to 8 of them are always possible."""
-    if shape.arch < _FIRST_WITH_CLUSTERS:
-        return [1]
-    return [n for n in range(1, 9) if shape.heads % n == 0]
-
-
 def _block_depth(shape: NormAttentionShape) -> int:
     """Input channels of a slice of the weight: all, or as many as there is room for twice; 0."""
     depths = [d for d in (shape.channels, *reversed(BLOCK_DEPTHS)) if shape.channels % d == 0]
@@ -207,6 +254,7 @@ def _block_depth(shape: NormAttentionShape) -> int:
 def _stages(shape: NormAttentionShape, block_depth: int) -> int:
     """Slices that are in shared memory together: as many as there is room for; 0: too few."""
     left = GPUS[shape.arch].shared_bytes - shape.block_rows * (shape.channels + COLUMNS)
+    left -= shape.output_bytes
     slices = shape.channels // block_depth
     # A copy that is not asynchronous is done before the multiplication, however far ahead.
     most = _MOST_STAGES if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2

@@ -18,6 +18,7 @@ from intswin.compile.operators import (
     norm_attention,
     norm_linear,
     norm_mlp,
+    norm_msa,
 )
 from intswin.compile.quantize_parameters import attention_parameters, gelu_parameters
 from intswin.compile.schedules import cuda_norm_attention_space
@@ -34,6 +35,7 @@ _OPERATORS = {
     "norm_linear": norm_linear,
     "norm_attention": norm_attention,
     "norm_mlp": norm_mlp,
+    "norm_msa": norm_msa,
 }
 
 
@@ -65,6 +67,7 @@ def random_problem(spec: KernelSpec, rng: np.random.Generator) -> Problem:
         "norm_linear": _norm_linear,
         "norm_attention": _norm_attention,
         "norm_mlp": _norm_mlp,
+        "norm_msa": _norm_msa,
     }
     return problems[spec.op](spec, rng)
 
@@ -146,6 +149,30 @@ def _norm_linear(spec: KernelSpec, rng: np.random.Generator) -> Problem:
 
 def _norm_attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     """LayerNorm, the GEMM that makes q, k and v, and their attention."""
+    x, node = _attended(spec, rng)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _norm_msa(spec: KernelSpec, rng: np.random.Generator) -> Problem:
+    """The same and a GEMM behind it; x is added to its results."""
+    x, node = _attended(spec, rng)
+    (_, rows, channels), out_dtype = spec.arguments[-1]
+    tensors = node.tensors | _second(spec, channels, channels, rng)
+    out = TensorSpec((rows, channels), out_dtype, 1.0)
+    node = dataclasses.replace(node, op="norm_msa", tensors=tensors, out=out)
+    return _of_some_images(spec, node, x, rng)
+
+
+def _second(
+    spec: KernelSpec, columns: int, depth: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Tensors of the last GEMM of several, to int16."""
+    tensors, _ = _parameters(spec, columns, depth, "i16", "none", rng)
+    return {f"{name}2": tensors[name] for name in ("weight", "bias", "pre", "mult")}
+
+
+def _attended(spec: KernelSpec, rng: np.random.Generator) -> tuple[np.ndarray, Node]:
+    """Input and node of a `norm_attention`."""
     heads, d, channels = spec.number("heads"), cuda_norm_attention_space.D, spec.number("channels")
     shift = int(rng.integers(8, 20))
     x, tensors = _normalised(spec, channels, shift, "uint8", rng)
@@ -155,8 +182,7 @@ def _norm_attention(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     tensors |= of_gemm | {names.get(name, name): tensor for name, tensor in scores.items()}
     attrs |= {"shift": shift, "heads": heads, "d": d}
     out = TensorSpec((tensors["rows"].size, heads * d), "uint8", 1.0, 128)
-    node = Node("norm_attention", "norm_attention", ["x"], tensors, attrs, out)
-    return _of_some_images(spec, node, x, rng)
+    return x, Node("norm_attention", "norm_attention", ["x"], tensors, attrs, out)
 
 
 def _norm_mlp(spec: KernelSpec, rng: np.random.Generator) -> Problem:
@@ -166,9 +192,7 @@ def _norm_mlp(spec: KernelSpec, rng: np.random.Generator) -> Problem:
     x, tensors = _normalised(spec, channels, shift, "uint8", rng)
     activation = spec.text("activation")
     of_first, attrs = _parameters(spec, hidden, channels, "u8", activation, rng)
-    of_second, _ = _parameters(spec, channels, hidden, "i16", "none", rng)
-    names = ("weight", "bias", "pre", "mult")
-    tensors |= of_first | {f"{name}2": of_second[name] for name in names}
+    tensors |= of_first | _second(spec, channels, hidden, rng)
     out = TensorSpec((rows, channels), out_dtype, 1.0)
     node = Node("norm_mlp", "norm_mlp", ["x"], tensors, {**attrs, "shift": shift}, out)
     return _of_some_images(spec, node, x, rng)

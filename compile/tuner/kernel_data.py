@@ -71,11 +71,12 @@ class KernelSpec:
             names = ("windows", "tokens", "heads", "d")
             windows, tokens, heads, d = (self.number(name) for name in names)
             return f"attention {batch}x{windows} windows of {tokens}, {heads} heads of {d}"
-        if self.op == "norm_attention":
+        if self.op in ("norm_attention", "norm_msa"):
             names = ("windows", "tokens", "heads", "channels")
             windows, tokens, heads, depth = (self.number(name) for name in names)
             attention = f"attention {batch}x{windows} windows of {tokens}, {heads} heads"
-            return f"layer_norm, qkv of {depth} channels, {attention}"
+            projection = ", projection" if self.op == "norm_msa" else ""
+            return f"layer_norm, qkv of {depth} channels, {attention}{projection}"
         if self.op == "layer_norm":
             return f"layer_norm {batch}x{rows}x{channels} {dtype}"
         depth = _depth(self.arguments, dict(self.attributes))
@@ -101,8 +102,10 @@ def _operations(op: str, arguments: Arguments, attributes: Mapping[str, int | st
         return 4 * batch * rows * channels * int(attributes["hidden"])
     if op == "attention":
         return 4 * batch * rows * channels * int(attributes["tokens"])
-    if op == "norm_attention":
+    if op in ("norm_attention", "norm_msa"):
         each = 6 * int(attributes["channels"]) + 4 * int(attributes["tokens"])
+        if op == "norm_msa":
+            each += 2 * channels
         return batch * rows * channels * each
     return 8 * batch * rows * channels
 

@@ -30,6 +30,7 @@ from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.cuda_norm_attention_space import (
     NormAttentionShape,
     NormAttentionTile,
+    NormMsaShape,
 )
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmShape, NormGemmTile
 from intswin.compile.schedules.cuda_norm_mlp_space import NormMlpShape, NormMlpTile
@@ -42,6 +43,7 @@ Shape: TypeAlias = (
     | CudaGemmShape
     | NormGemmShape
     | NormAttentionShape
+    | NormMsaShape
     | NormMlpShape
     | AttentionShape
     | LayerNormShape
@@ -63,6 +65,7 @@ _SPACES: dict[type, Space] = {
     CudaGemmShape: cuda_gemm_space,
     NormGemmShape: cuda_norm_gemm_space,
     NormAttentionShape: cuda_norm_attention_space,
+    NormMsaShape: cuda_norm_attention_space,
     NormMlpShape: cuda_norm_mlp_space,
     AttentionShape: cuda_attention_space,
     LayerNormShape: cuda_layer_norm_space,
@@ -73,6 +76,7 @@ _SHARED: dict[type, tuple[str, ...]] = {
     CudaGemmShape: ("layout", "columns", "depth"),
     NormGemmShape: ("columns", "depth"),
     NormAttentionShape: ("tokens", "channels"),
+    NormMsaShape: ("tokens", "channels"),
     NormMlpShape: ("channels", "hidden"),
     AttentionShape: ("tokens", "d"),
     LayerNormShape: ("gather", "channels"),
@@ -81,6 +85,7 @@ _TILES: dict[type, type[Tile]] = {
     GemmShape: GemmTile,
     NormGemmShape: NormGemmTile,
     NormAttentionShape: NormAttentionTile,
+    NormMsaShape: NormAttentionTile,
     NormMlpShape: NormMlpTile,
     AttentionShape: MmaAttentionTile,
     LayerNormShape: LayerNormTile,

@@ -1,10 +1,12 @@
-"""Attentions joined with what comes before them: which ones, and that no number changes."""
+"""Attentions joined with what is around them: which ones, and that no number changes."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 import graphs
-from intswin.compile.fuse_attention import fuse_attention
+from intswin.compile.fuse_attention import fuse_attention, fuse_msa
 from intswin.compile.fuse_kernels import fuse_for_target
 from intswin.compile.targets import get_target
 from intswin.compile.verify_ranges import verify_ranges
@@ -58,10 +60,13 @@ def test_swin(rng, target_name):
     everything = fuse_for_target(graph, 2, target)
     assert ops(everything).count("norm_linear") == 1  # the reduction
     assert ops(everything).count("norm_mlp") == 2
+    # Of the stages with one and two heads the second has a cluster for the projection.
+    projected = ops(everything).count("norm_msa")
+    assert projected == (target_name == "cuda-h100")
     images = graphs.random_images(rng, graph, 2)
     expected = integer_reference.run_all(graph, images)
     actual = integer_reference.run_all(everything, images)
-    assert len(actual) == len(expected) - 2 * 2 - 2 * 2 - 1
+    assert len(actual) == len(expected) - 2 * 2 - 2 * 2 - 1 - projected
     for name, array in actual.items():
         np.testing.assert_array_equal(array, expected[name], name, strict=True)
 
@@ -107,6 +112,51 @@ def test_wide_windows_stay(rng):
     assert "norm_attention" in ops(fuse_attention(graph, 1, target))
     graph = triple(rng, windows=1, tokens=49, heads=1, channels=256)
     assert "norm_attention" not in ops(fuse_attention(graph, 1, target))
+
+
+def four(rng, heads=2, channels=64, residual=True, **epilogue):
+    """LayerNorm, q, k and v, attention, the projection with x added."""
+    graph = triple(rng, heads=heads, channels=channels)
+    x, attention = graph.nodes[-4].name, graph.nodes[-1]
+    epilogue = {"out": "i16", "residual": residual, **epilogue}
+    projection = graphs.random_linear(rng, 16, 32 * heads, channels, **epilogue).node
+    projection.inputs = [attention.name, x][: 1 + residual]
+    graph.nodes.append(dataclasses.replace(projection, name="projection"))
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "target_name", "joined"),
+    [
+        (four, "cuda-h100", True),
+        (four, "cuda-a100", False),  # no clusters
+        (lambda rng: four(rng, heads=1, channels=32), "cuda-h100", False),
+        (lambda rng: four(rng, heads=16, channels=512), "cuda-h100", True),
+        (lambda rng: four(rng, heads=17, channels=544), "cuda-h100", False),
+        (lambda rng: four(rng, channels=96), "cuda-h100", False),
+        (lambda rng: four(rng, residual=False), "cuda-h100", False),
+        (lambda rng: four(rng, out="u8", residual=False), "cuda-h100", False),
+    ],
+    ids=["four", "a100", "1 head", "16 heads", "17 heads", "wide x", "no residual", "u8"],
+)
+def test_projections(rng, graph, target_name, joined):
+    graph, target = graph(rng), get_target(target_name)
+    result = fuse_msa(graph, 1, target)
+    assert ops(result) == ([*ops(graph)[:2], "norm_msa"] if joined else ops(graph))
+    assert result.nodes[-1].name == "projection"
+    images = graphs.random_images(rng, graph, 2)
+    expected = integer_reference.run_all(graph, images)["projection"]
+    actual = integer_reference.run_all(result, images)["projection"]
+    np.testing.assert_array_equal(actual, expected, strict=True)
+
+
+def test_another_residual_stays(rng):
+    graph = four(rng)
+    graph.nodes[-1].inputs[1] = "linear_1"  # the residual of what is normalised: x itself
+    assert "norm_msa" in ops(fuse_msa(graph, 1, get_target("cuda-h100")))
+    graph.nodes.insert(2, dataclasses.replace(graph.nodes[1], name="other"))
+    graph.nodes[-1].inputs[1] = "other"
+    assert "norm_msa" not in ops(fuse_msa(graph, 1, get_target("cuda-h100")))
 
 
 def test_a_network_that_came_fused_is_refused(rng):

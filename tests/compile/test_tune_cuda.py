@@ -31,6 +31,7 @@ from intswin.models.errors import IntswinError
 from norm_attention import random_norm_attention
 from norm_linear import random_norm_linear
 from norm_mlp import random_norm_mlp
+from norm_msa import random_norm_msa
 from operator_runner import emit_operator
 
 H100, V100 = get_target("cuda-h100"), get_target("cuda-v100")
@@ -48,6 +49,7 @@ LAYER_NORM = graphs.random_layer_norm(RNG, 49, 96)
 NORM_LINEAR, *_ = random_norm_linear(RNG, 49, 64, 128, zero_point=0)
 NORM_ATTENTION, _ = random_norm_attention(RNG, 4, 20, 2, 64, patterns=2)
 NORM_MLP, _ = random_norm_mlp(RNG, 20, 32, 64, zero_point=0)
+NORM_MSA, _ = random_norm_msa(RNG, 4, 20, 2, patterns=2)
 OTHERS = {
     "attention": ATTENTION,
     "no bias": graphs.random_attention(RNG, 1, 5, 1, 16, patterns=0),
@@ -59,6 +61,7 @@ FUSED = {
     "norm_linear merging": random_norm_linear(RNG, 5, 24, 40, group=4, out="i16")[0],
     "norm_attention": NORM_ATTENTION,
     "norm_attention no bias": random_norm_attention(RNG, 1, 5, 1, 32, patterns=0)[0],
+    "norm_msa": NORM_MSA,
     "norm_mlp": NORM_MLP,
     "norm_mlp igelu": random_norm_mlp(RNG, 7, 32, 64, activation="igelu")[0],
 }
@@ -204,6 +207,11 @@ def test_random_problems_of_other_operators(case, target):
             "layer_norm, qkv of 64 channels, attention 3x4 windows of 20, 2 heads",
             2 * 3 * 80 * 64 * 192 + 2 * 2 * 12 * 2 * 20 * 20 * 32,
         ),
+        (
+            NORM_MSA,
+            "layer_norm, qkv of 64 channels, attention 3x4 windows of 20, 2 heads, projection",
+            2 * 3 * 80 * 64 * (192 + 64) + 2 * 2 * 12 * 2 * 20 * 20 * 32,
+        ),
         (NORM_MLP, "layer_norm, 3x20x32 -> 64 -> 32", 4 * 60 * 32 * 64),
         (FUSED["norm_mlp igelu"], "layer_norm, 3x7x32 -> 64 igelu -> 32", 4 * 21 * 32 * 64),
     ],
@@ -220,9 +228,10 @@ def test_what_a_task_is_called_and_has_to_do(case, description, operations):
         (LAYER_NORM, V100, LayerNormTile(lanes=32, warps=1), True),
         (NORM_LINEAR, H100, NormGemmTile(16, 32, 32, 1, 1, 1, 2, 32), False),
         (NORM_ATTENTION, H100, NormAttentionTile(1, 1, 1, 4), False),
+        (NORM_MSA, H100, NormAttentionTile(2, 1, 1, 4), False),
         (NORM_MLP, H100, NormMlpTile(16, 2, 1, 1, 1, 1, 1, 32, 1), False),
     ],
-    ids=["layer_norm", "norm_linear", "norm_attention", "norm_mlp"],
+    ids=["layer_norm", "norm_linear", "norm_attention", "norm_msa", "norm_mlp"],
 )
 def test_a_record_serves_every_shift(tmp_path, monkeypatch, case, target, tile, in_code):
     """Layers that differ in it alone are one task; it is in the code or an argument."""
