@@ -24,7 +24,7 @@ def test_help_names_every_command(tmp_path):
     assert result.returncode == 0
     for command in ("calibrate", "compile", "predict", "evaluate", "bench", "inspect"):
         assert command in result.stdout
-        assert run_intswin(command, "--help", cwd=tmp_path).returncode == 0
+        assert run_forked(command, "--help", cwd=tmp_path).returncode == 0
 
 
 def test_defaults_are_the_pipelines():
@@ -83,14 +83,14 @@ def test_evaluate_counts_bit_exact_images(tmp_path, micro_artifact):
         left, top = (int(rng.integers(0, side - side // 2)) for side in photo.size)
         crop = (left, top, left + photo.width // 2, top + photo.height // 2)
         photo.crop(crop).save(folder / "photo.png")
-    result = run_intswin("evaluate", "--data", "data", "--artifact", micro_artifact, cwd=tmp_path)
+    result = run_forked("evaluate", "--data", "data", "--artifact", micro_artifact, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     compiled = next(line for line in result.stdout.splitlines() if "compiled for" in line)
     assert compiled.split("│")[-2].strip() == "10"
 
 
 def test_calibrate_then_compile_options_fit(tmp_path):
-    result = run_intswin("calibrate", "--calibration-images", 1, cwd=tmp_path)
+    result = run_forked("calibrate", "--calibration-images", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     fields = json.loads((tmp_path / "out" / "swin_micro_relu.calibration.json").read_text())
     assert fields["images"] == 1

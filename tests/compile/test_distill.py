@@ -10,7 +10,7 @@ import pytest
 from image_files import photo, write_pack
 from test_failures import check_failure
 
-from command import run_intswin
+from command import run_forked
 from intswin.compile.distill import DistillOptions
 from intswin.models.errors import IntswinError
 from intswin.models.swin import create_model, embedded_checkpoint
@@ -28,7 +28,7 @@ def test_unlabeled_photos_to_a_relu_network(tmp_path):
     for i in range(2):
         photo((224, 224), seed=i).save(tmp_path / "photos" / f"{i}.png")
     arguments = ("--data", "photos", "--schedule", "all-at-once", "--drop-fc1-bias")
-    result = run_intswin("distill", *arguments, *SMALL, "-o", "s.safetensors", cwd=tmp_path)
+    result = run_forked("distill", *arguments, *SMALL, "-o", "s.safetensors", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "2 unlabeled images" in result.stdout
     assert "labels 0.0000" in result.stdout
@@ -65,17 +65,17 @@ def test_data_that_does_not_fit(tmp_path, pack):
     write_pack(tmp_path / "three.npz", count=4, classes=3)
     data = ("distill", *SMALL, "-o", "s.safetensors", "--data")
     check_failure(tmp_path, *data, "empty", says="holds no photo")
-    result = run_intswin(*data, "three.npz", cwd=tmp_path)
+    result = run_forked(*data, "three.npz", cwd=tmp_path)
     assert result.returncode == 2
     assert "3 classes and the network 10" in result.stderr
-    result = run_intswin(*data, "pack.npz", "--validation", "flat", cwd=tmp_path)
+    result = run_forked(*data, "pack.npz", "--validation", "flat", cwd=tmp_path)
     assert result.returncode == 2
     assert "has no labels" in result.stderr
 
 
 def test_a_loss_that_is_not_finite(tmp_path, pack):
     arguments = ("--learning-rate", 1e30, "--save-every", 1, "--steps", 6, "--batch-size", 2)
-    result = run_intswin(
+    result = run_forked(
         "distill", "--data", "pack.npz", *arguments, "--device", "cpu", cwd=tmp_path
     )
     assert result.returncode == 2, result.stderr
@@ -87,7 +87,7 @@ def test_a_loss_that_is_not_finite(tmp_path, pack):
 def test_too_little_memory(tmp_path):
     """A limit on private memory stands in for a small machine."""
     write_pack(tmp_path / "big.npz", count=64, classes=10)
-    result = run_intswin(
+    result = run_forked(
         "distill", "--data", "big.npz", "--steps", 1, "--batch-size", 64, "--device", "cpu",
         "--no-amp", cwd=tmp_path,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30)),

@@ -1,5 +1,6 @@
 """What the user gets wrong ends in one line on stderr, exit code 2, and no file."""
 
+import functools
 import os
 import platform
 import resource
@@ -7,7 +8,7 @@ import resource
 import numpy as np
 import pytest
 
-from command import run_intswin
+from command import run_forked
 from intswin.compile import artifact
 from intswin.models.swin import embedded_checkpoint
 
@@ -15,7 +16,7 @@ from intswin.models.swin import embedded_checkpoint
 def check_failure(folder, *arguments, says, **options):
     """Run a command that must fail, in an otherwise empty folder."""
     before = sorted(folder.rglob("*"))
-    result = run_intswin(*arguments, cwd=folder, **options)
+    result = run_forked(*arguments, cwd=folder, **options)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
@@ -159,5 +160,5 @@ def test_disk_full(tmp_path):
         tmp_path,
         *("calibrate", "--calibration-images", 1, "--output", "full.json"),
         says="cannot write full.json: File too large",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        before=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000)),
     )
