@@ -37,21 +37,22 @@ def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit x int16 (B, R, C) -> uint8 (B, R, heads * 32)."""
-    arrays, weight, bias = constants(node, target)
-    func = cuda_norm_attention.describe(shape_of(node, batch, target), weight, bias)
+    shape = shape_of(node, batch, target)
+    arrays, weight, bias = constants(node, shape, target)
+    func = cuda_norm_attention.describe(shape, weight, bias)
     gvar = bb.add_func(func, cuda_norm_attention.OP)
     out = relax.TensorType([batch, *node.out.shape], node.out.dtype)
     return bb.emit(relax.call_tir(gvar, [*inputs, *simd.constants(*arrays)], out))
 
 
 def constants(
-    node: Node, target: Target
+    node: Node, shape: NormAttentionShape, target: Target
 ) -> tuple[list[np.ndarray], tuple[int, ...], tuple[int, ...] | None]:
     """What the kernel reads behind x, and the shapes of the packed weight and arranged bias."""
     tensors = node.tensors
     arrays = [tensors[name].astype(np.int32) for name in ("rows", "gamma", "beta")]
     arrays.append(np.array([tensors["params"][0], node.attrs["shift"]], np.int64))
-    weight, requantization, offset = cuda_linear.constants(node, "mma")
+    weight, requantization, offset = cuda_linear.constants(node, "wgmma" if shape.wgmma else "mma")
     arrays += [weight, requantization, offset, tensors["score_params"].astype(np.int32)]
     bias_shape = None
     if "score_bias" in tensors:

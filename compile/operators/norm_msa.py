@@ -24,9 +24,9 @@ def emit(
     bb: relax.BlockBuilder, node: Node, inputs: list[relax.Expr], batch: int, target: Target
 ) -> relax.Expr:
     """Emit x int16 (B, R, C) -> (B, R, C)."""
-    arrays, weight, bias = norm_attention.constants(node, target)
-    second = cuda_linear.constants(second_linear(node), "mma")
     shape = shape_of(node, batch, target)
+    arrays, weight, bias = norm_attention.constants(node, shape, target)
+    second = cuda_linear.constants(second_linear(node), "mma")
     func = cuda_norm_msa.describe(shape, weight, bias, second[0].shape)
     gvar = bb.add_func(func, cuda_norm_msa.OP)
     out = relax.TensorType([batch, *node.out.shape], node.out.dtype)

@@ -218,8 +218,8 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
 """
         ),
     ),
-    # Volatile, or the compiler could load what it takes for constant before wait_for_grid.
-    "intswin_load_activation_2": (
+    # The compiler moves no volatile asm over another one, wait_for_grid for example.
+    "intswin_load_volatile_2": (
         "void",
         "int* r, const void* source",
         """
@@ -228,19 +228,19 @@ _FUNCTIONS: dict[str, tuple[str, str, str]] = {
   *r = half;
 """,
     ),
-    "intswin_load_activation_4": (
+    "intswin_load_volatile_4": (
         "void",
         "int* r, const void* source",
         '\n  asm volatile("ld.global.b32 %0, [%1];" : "=r"(r[0]) : "l"(source));\n',
     ),
-    "intswin_load_activation_8": (
+    "intswin_load_volatile_8": (
         "void",
         "int* r, const void* source",
         """
   asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(source));
 """,
     ),
-    "intswin_load_activation_16": (
+    "intswin_load_volatile_16": (
         "void",
         "int* r, const void* source",
         """

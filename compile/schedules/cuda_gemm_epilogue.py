@@ -24,6 +24,8 @@ from intswin.compile.schedules.cuda_gelu import IntegerGelu
 from intswin.compile.schedules.cuda_gemm_tiles import CudaGemmShape
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
+Load = Callable[[Expr, Expr, int], Expr]  # cuda.load_global or cuda.load_early
+
 _SIZES = {"u8": 1, "s8": 1, "i16": 2, "i32": 4}
 _PACK: dict[str, Callable[..., Expr]] = {  # as many results as a word has
     "u8": cuda.pack_u8,
@@ -85,7 +87,7 @@ class Epilogue:
         """Whether rows end behind whole groups of `width` columns, so that stores are aligned."""
         return self._shape.columns % self._width == 0
 
-    def load_columns(self, column: Expr) -> None:
+    def load_columns(self, column: Expr, load: Load = cuda.load_global) -> None:
         """Load the constants of the columns from `column` on, a multiple of the width."""
         padded = int(self._args.requantization.shape[0]) // 3
         # Columns behind the padding are computed in vain, with the last ones' constants.
@@ -93,7 +95,7 @@ class Epilogue:
         for i, registers in enumerate(self._columns):
             for at in range(0, self._width, 4):
                 source = cuda.pointer(self._args.requantization, i * padded + column + at)
-                T.evaluate(cuda.load_global(cuda.pointer(registers, at), source, 16))
+                T.evaluate(load(cuda.pointer(registers, at), source, 16))
 
     def load_residual(self, index: int, row: Expr, column: Expr) -> None:
         """Load row number `index`'s residual, of the last row where `row` is beyond it."""

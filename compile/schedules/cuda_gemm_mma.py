@@ -150,7 +150,7 @@ class MmaKernel:
         self.early = few and self.groups * self.row_blocks <= _EARLY
         if self.early:
             self.writer = self._writer()
-            self.writer.load_columns(0)
+            self.writer.load_columns(0, cuda.load_early)
 
     def _load_x(self, slices: int) -> None:
         """Start copying the first slices, each as a group of its own; then the residual."""

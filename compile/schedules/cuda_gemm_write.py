@@ -13,7 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
+from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue, Load
 from intswin.compile.schedules.cuda_gemm_tiles import GROUP, CudaGemmShape, MmaTile, WgmmaTile
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 
@@ -47,9 +48,9 @@ class AccumulatorWriter:
         self._epilogue = Epilogue(shape, args, _WIDTH, len(place.offsets))
         self._row, self._loaded = T.Bind(place.row), -1
 
-    def load_columns(self, group: int) -> None:
+    def load_columns(self, group: int, load: Load = cuda.load_global) -> None:
         """Load the constants that the results of a group need."""
-        self._epilogue.load_columns(self._column(group))
+        self._epilogue.load_columns(self._column(group), load)
 
     def load_residual(self, group: int) -> None:
         """Load the residual of a group; the next `write` takes both from registers."""

@@ -92,6 +92,11 @@ def async_proxy_fence() -> Expr:
     return _call("intswin_async_proxy_fence")
 
 
+def cluster_proxy_fence() -> Expr:
+    """The same for what threads have written to the shared memory of their cluster's blocks."""
+    return _call("intswin_cluster_proxy_fence")
+
+
 def wgmma_descriptor(address: Expr, row_bytes: int) -> Expr:
     """The uint64 by which wgmma finds a tile at a uint32 address; 2 more for 32 bytes further."""
     return _call(f"intswin_wgmma_descriptor_{row_bytes}", address, dtype="uint64")
@@ -204,9 +209,18 @@ def wait_for_grid() -> Expr:
 def load_global(registers: Expr, source: Expr, size: int) -> Expr:
     """Load `size` (4, 8 or 16) aligned bytes into int32 registers: of constants, or shared memory.
 
-    The compiler may move it before `wait_for_grid`.
+    The compiler may move it over `wait_for_grid`, in either direction.
     """
     return _call(f"intswin_load_global_{size}", registers, source)
+
+
+def load_early(registers: Expr, source: Expr, size: int) -> Expr:
+    """Load `size` (2, 4, 8 or 16) aligned bytes of constants; 2 are zero-extended.
+
+    It stays before the `wait_for_grid` behind it, where the compiler puts loads that it takes for
+    free to move: what was to be there when the wait is over would only then be asked for.
+    """
+    return _call(f"intswin_load_volatile_{size}", registers, source)
 
 
 def load_activation(registers: Expr, source: Expr, size: int) -> Expr:
@@ -214,7 +228,7 @@ def load_activation(registers: Expr, source: Expr, size: int) -> Expr:
 
     It stays behind the `wait_for_grid` before it.
     """
-    return _call(f"intswin_load_activation_{size}", registers, source)
+    return _call(f"intswin_load_volatile_{size}", registers, source)
 
 
 def store_global(target: Expr, registers: Expr, size: int) -> Expr:
@@ -268,9 +282,9 @@ def registers(count: int) -> Buffer:
     return _whole(T.alloc_buffer((count,), "int32", scope="local"))
 
 
-def shared_memory(size: int) -> Buffer:
+def shared_memory(size: int, align: int = 128) -> Buffer:
     """`size` bytes of the block's shared memory, all of what it has."""
-    return _whole(T.alloc_buffer((size,), "uint8", scope="shared.dyn", align=128))
+    return _whole(T.alloc_buffer((size,), "uint8", scope="shared.dyn", align=align))
 
 
 def _whole(buffer: Buffer) -> Buffer:

@@ -17,7 +17,7 @@ from intswin.compile.operators.expressions import int32, saturate
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules import cuda_tiles, simd
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
-from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow
+from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, load_params
 from intswin.compile.schedules.cuda_layer_norm_space import LayerNormTile
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
@@ -66,7 +66,8 @@ def _emit(shape: LayerNormShape, tile: LayerNormTile, args: dict[str, Buffer]) -
         with T.launch_thread("threadIdx.x", _WARP * tile.warps) as thread:
             row = T.Bind(block * per_block + tirx.truncdiv(thread, int32(tile.lanes)))
             lane = T.Bind(tirx.truncmod(thread, int32(tile.lanes)))
-            norm = LayerNormRow(shape, tile.lanes, args, row, lane, int32(shape.shift))
+            (eps,) = load_params(args["params"])
+            norm = LayerNormRow(shape, tile.lanes, args, row, lane, eps, int32(shape.shift))
             norm.locate()
             T.evaluate(cuda.wait_for_grid())
             norm.load()

@@ -15,6 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_intrinsics as cuda
+from intswin.compile.schedules.cuda_gemm_epilogue import Load
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr, signed, unsigned
 from intswin.compile.schedules.cuda_layer_norm_space import vectors_of, width_of
 from intswin.compile.schedules.layer_norm import LayerNormShape
@@ -25,7 +26,7 @@ Store = Callable[[Expr, list[Expr]], None]
 class RowConstants:
     """A lane's gamma and beta in registers, for all of its rows.
 
-    Loaded where this is made: before a row is read, so that nobody waits for them.
+    Loaded where this is made: before `wait_for_grid`, so that nobody waits for them.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class RowConstants:
                 vector = tirx.min(vector, int32(vectors - 1))
             first = T.Bind(vector * self._width)
             for name, registers in self._values.items():
-                load_constants(args[name], first, registers, i * self._width, self._width)
+                at = i * self._width
+                load_constants(args[name], first, registers, at, self._width, cuda.load_early)
 
     def of(self, i: int) -> list[list[Expr]]:
         """Gamma and beta of the lane's vector `i`."""
@@ -48,11 +50,23 @@ class RowConstants:
         return [[registers[at] for at in place] for registers in self._values.values()]
 
 
-def load_constants(source: Buffer, first: Expr, registers: Buffer, at: int, width: int) -> None:
+def load_constants(
+    source: Buffer, first: Expr, registers: Buffer, at: int, width: int, load: Load
+) -> None:
     """Load `width` int32, a multiple of 4, from `first` on."""
     for i in range(0, width, 4):
         pointer = cuda.pointer(source, first + i)
-        T.evaluate(cuda.load_global(cuda.pointer(registers, at + i), pointer, 16))
+        T.evaluate(load(cuda.pointer(registers, at + i), pointer, 16))
+
+
+def load_params(params: Buffer) -> list[Expr]:
+    """The int64 numbers that `params` has, one or two, loaded before `wait_for_grid`."""
+    count = int(params.shape[0])
+    words = cuda.registers(2 * count)
+    T.evaluate(cuda.load_early(cuda.pointer(words, 0), cuda.pointer(params, 0), 8 * count))
+    high = [words[2 * i + 1].astype("int64") << tirx.const(32, "int64") for i in range(count)]
+    low = [unsigned(words[2 * i]).astype("int64") for i in range(count)]
+    return [T.Bind(h | word) for h, word in zip(high, low, strict=True)]
 
 
 class LayerNormRow:
@@ -61,9 +75,10 @@ class LayerNormRow:
     Args:
         shape: the problem; its last shift is not used.
         lanes: that share the row.
-        args: flat buffers by the names of section 3.4: x, gamma, beta, params; rows if indexed.
+        args: flat buffers by the names of section 3.4: x, gamma, beta; rows if indexed.
         row: of all images' output rows together; one behind the last repeats that.
         lane: number of this one.
+        eps: of section 3.4, int64.
         shift: the last right shift.
     """
 
@@ -74,10 +89,11 @@ class LayerNormRow:
         args: Mapping[str, Buffer],
         row: Expr,
         lane: Expr,
+        eps: Expr,
         shift: Expr,
     ) -> None:
         self.shape, self.lanes, self.args, self.row, self.lane = shape, lanes, args, row, lane
-        self.shift = shift
+        self.eps, self.shift = eps, shift
         self.width, self.vectors = width_of(shape), vectors_of(shape)
         self.count = -(-self.vectors // lanes)  # vectors of a lane
         self.words = -(-self.width // 2)  # of a vector
@@ -90,7 +106,7 @@ class LayerNormRow:
         return vector, vector < int32(self.vectors) if partial else None
 
     def locate(self) -> None:
-        """Find where the row is: nothing of x is read."""
+        """Find where the row is, before `wait_for_grid`: nothing of x is read."""
         shape = self.shape
         row = T.Bind(tirx.min(self.row, int32(shape.batch * shape.rows - 1)))
         image = T.Bind(tirx.truncdiv(row, int32(shape.rows)))
@@ -105,9 +121,11 @@ class LayerNormRow:
             source = row * shape.channels + vector * self.width
             if shape.indexed:
                 part = T.Bind(tirx.truncdiv(vector, int32(per_part)))
-                picked = T.Bind(self.args["rows"][inside * shape.gather + part])
+                picked = cuda.registers(1)
+                number = cuda.pointer(self.args["rows"], inside * shape.gather + part)
+                T.evaluate(cuda.load_early(cuda.pointer(picked, 0), number, 4))
                 within = (vector - part * per_part) * self.width
-                source = (image * shape.in_rows + picked) * shape.channels + within
+                source = (image * shape.in_rows + picked[0]) * shape.channels + within
             self._sources.append(T.Bind(source))
 
     def load(self) -> None:
@@ -150,7 +168,7 @@ class LayerNormRow:
             lanes *= 2
         total = T.Bind(s1[0])
         wide = T.Bind(total.astype("int64"))
-        v = T.Bind(tirx.const(width, "int64") * s2[0] - wide * wide + self.args["params"][0])
+        v = T.Bind(tirx.const(width, "int64") * s2[0] - wide * wide + self.eps)
         high = T.Bind((v >> tirx.const(32, "int64")).astype("int32"))
         zeros = tirx.Select(
             high > 0,
@@ -210,7 +228,7 @@ class LayerNormRow:
         if self.width < 4:
             return [source[vector * self.width + i] for i in range(self.width)]
         registers = cuda.registers(self.width)
-        load_constants(source, vector * self.width, registers, 0, self.width)
+        load_constants(source, vector * self.width, registers, 0, self.width, cuda.load_global)
         return [registers[i] for i in range(self.width)]
 
 

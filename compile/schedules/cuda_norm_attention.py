@@ -1,11 +1,14 @@
 """LayerNorm, the GEMM that makes q, k and v, and attention in one CUDA kernel, for tensor cores.
 
 A block of threads has one head of one window. It normalises the window's tokens to shared memory
-(cuda_norm_rows.py) while the weight of the head's q, k and v is on its way, multiplies as
-cuda_gemm_mma.py does, and writes q, k and v to shared memory, where a warp for each 16 queries
-reads them as cuda_attention_mma.py does. On sm_90 the blocks of some heads are a cluster: each
-normalises a part of the tokens and writes it to the shared memory of all. Elsewhere every head
-normalises the window again; so this is for small problems (fuse_attention.py).
+(cuda_norm_rows.py) while the weight of the head's q, k and v is on its way, multiplies, and writes
+q, k and v to shared memory, where a warp for each 16 queries reads them as cuda_attention_mma.py
+does. Windows of 64 rows, as those of 49 tokens become, are multiplied by wgmma on sm_90a, others as
+in cuda_gemm_mma.py, where 4 warps would read each weight from shared memory.
+
+On sm_90 the blocks of some heads are a cluster: each normalises a part of the tokens and writes it
+to the shared memory of all. Elsewhere every head normalises the window again; so this is for small
+problems (fuse_attention.py).
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from intswin.compile.schedules.cuda_attention_mma import (
 )
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
-from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue
+from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue, Load
 from intswin.compile.schedules.cuda_gemm_grid import Place, clusters
-from intswin.compile.schedules.cuda_gemm_tiles import PIECE, STEP
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP, PIECE, STEP, WGMMA_ALIGNMENT
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_norm_attention_space import (
     COLUMNS,
@@ -137,7 +140,8 @@ class NormAttentionKernel(NormMmaKernel):
         gemm = gemm_tile(shape, tile)
         rest, self.head = divided(block, shape.heads)
         self.image, self.window = divided(rest, shape.windows)
-        memory = cuda.shared_memory(shared_bytes(shape, tile))
+        alignment = WGMMA_ALIGNMENT if shape.wgmma else 128
+        memory = cuda.shared_memory(shared_bytes(shape, tile), alignment)
         offset = qkv_offset(shape, tile)
         self.qkv = T.decl_buffer(
             (shape.block_rows * COLUMNS,),
@@ -158,7 +162,7 @@ class NormAttentionKernel(NormMmaKernel):
         rank = T.Bind(tirx.truncmod(self.head, int32(tile.cluster)))
         rows = RowsTile(
             gemm.block_rows,
-            gemm.block_depth,
+            shape.row_bytes if shape.wgmma else gemm.block_depth,
             gemm.threads,
             gemm.lanes,
             shape.tokens,
@@ -184,25 +188,48 @@ class NormAttentionKernel(NormMmaKernel):
         return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
 
     def _plan_loads(self) -> None:
-        """Of each of q, k and v the head is a group of columns, a row of the packed weight."""
-        depth = self.steps * PIECE  # bytes of a slice
+        """Of each of q, k and v the head is a group of columns.
+
+        That is a row of the packed weight for mma, 32 rows of that for wgmma.
+        """
+        wgmma, channels = self.problem.wgmma, self.problem.channels
+        rows = GROUP if wgmma else 1
+        depth = self.problem.row_bytes if wgmma else self.steps * PIECE  # bytes of a slice
         self.parts = []
         for part in range(_PARTS):
-            copies = RowCopies(
-                self.args.weight,
-                _PARTS * self.problem.heads,
-                self.shape.depth // STEP * PIECE,
-                1,
-                depth,
-                permuted=False,
-            )
-            row = self.head + part * self.problem.heads
-            copies.plan(self.thread, self.tile.threads, row, part * depth)
+            groups = _PARTS * self.problem.heads
+            of_row = channels if wgmma else channels // STEP * PIECE
+            copies = RowCopies(self.args.weight, groups * rows, of_row, rows, depth, wgmma)
+            first = (self.head + part * self.problem.heads) * rows
+            copies.plan(self.thread, self.tile.threads, first, part * rows * depth)
             self.parts.append(copies)
 
     def _copy_weight(self, slice_: Expr, base: Expr) -> None:
-        for copies in self.parts:
-            copies.start(slice_, base)
+        if not self.problem.wgmma:
+            for copies in self.parts:
+                copies.start(slice_, base)
+            return
+        for i in range(self.problem.channels // self.problem.row_bytes):
+            slot = base + tirx.const(i * COLUMNS * self.problem.row_bytes, "uint32")
+            for copies in self.parts:
+                copies.start(int32(i), slot)
+
+    def _multiply(self, slice_: Expr) -> None:
+        if not self.problem.wgmma:
+            super()._multiply(slice_)
+            return
+        width, columns = self.problem.row_bytes, self.groups * GROUP
+        offset = (self.column_warp * (columns * width)).astype("uint32")
+        x = T.Bind(cuda.wgmma_descriptor(self.rows.slice_address(int32(0)), width))
+        weight = T.Bind(cuda.wgmma_descriptor(self.shared + offset, width))
+        T.evaluate(cuda.wgmma_fence())
+        for first in range(0, self.problem.channels, STEP):
+            i, within = divmod(first, width)
+            a = x + T.uint64((i * self.tile.block_rows * width + within) // 16)
+            b = weight + T.uint64((i * COLUMNS * width + within) // 16)
+            T.evaluate(cuda.wgmma_u8s8(cuda.pointer(self.acc, 0), a, b, columns))
+        T.evaluate(cuda.wgmma_commit())
+        T.evaluate(cuda.wgmma_results(self.acc))
 
     def _plan_write(self) -> None:
         """Load the other constants now, so that nobody waits for them later."""
@@ -210,15 +237,20 @@ class NormAttentionKernel(NormMmaKernel):
         self.attention = self._attention(self.strip)
         self.attention.load()
         self.epilogue = Epilogue(self.shape, self.args, _WIDTH, 2)
-        self._load_columns(0)
+        self._load_columns(0, cuda.load_early)
 
     def _load_x(self, slices: int) -> None:
         if self.cluster > 1:
             T.evaluate(cuda.cluster_wait())  # all have started: their memory is there
         super()._load_x(slices)
         if self.cluster > 1:
+            if self.problem.wgmma:
+                T.evaluate(cuda.cluster_proxy_fence())
             T.evaluate(cuda.cluster_arrive())
             T.evaluate(cuda.cluster_wait())
+        if self.problem.wgmma:
+            T.evaluate(cuda.cp_async_wait(0))
+            T.evaluate(cuda.cluster_proxy_fence())
 
     def _write(self) -> None:
         """Requantize q, k and v to shared memory, row by row of `COLUMNS`."""
@@ -236,9 +268,9 @@ class NormAttentionKernel(NormMmaKernel):
         """Which of q, k and v a group of the warp's columns is."""
         return self.column_warp * self.groups + group
 
-    def _load_columns(self, group: int) -> None:
+    def _load_columns(self, group: int, load: Load = cuda.load_global) -> None:
         first = (self._part(group) * self.problem.heads + self.head) * D
-        self.epilogue.load_columns(first + self.lane % 4 * _WIDTH)
+        self.epilogue.load_columns(first + self.lane % 4 * _WIDTH, load)
 
     def _attention(self, strip: Expr) -> AttentionWarp:
         args = cuda_attention_types.Arguments(

@@ -17,6 +17,7 @@ from intswin.compile.schedules.cuda_gemm_tiles import (
     CudaGemmShape,
 )
 from intswin.compile.schedules.cuda_norm_gemm_space import NormGemmTile
+from intswin.compile.schedules.cuda_wgmma_functions import ROW_BYTES
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
 # As in cuda_gemm_space.py.
@@ -27,6 +28,8 @@ _MOST_VECTORS = 16  # of 8 channels, that a lane keeps in registers
 _MOST_THREADS = 512
 _MOST_STAGES = 8
 _FIRST_WITH_CLUSTERS = 90
+_FIRST_WITH_WGMMA = 90
+_WGMMA_ROWS = 64  # of a multiplication
 _PORTABLE_CLUSTER = 8  # blocks that are possible on any GPU with clusters
 _LARGEST_CLUSTER = 16  # on sm_90, if all of a cluster's GPC is allowed for it
 
@@ -84,6 +87,26 @@ class NormAttentionShape:
             frac=self.frac,
             residual=False,
         )
+
+    @property
+    def wgmma(self) -> bool:
+        """Whether the tensor cores read x and the weight in shared memory, all at once.
+
+        They multiply 64 rows at a time, and know rows of 64 or 128 bytes.
+        """
+        shared = self.block_rows + COLUMNS
+        whole = shared * self.channels + self.block_rows * COLUMNS + self.output_bytes
+        return (
+            self.arch >= _FIRST_WITH_WGMMA
+            and self.block_rows == _WGMMA_ROWS
+            and self.channels % min(ROW_BYTES) == 0
+            and whole <= GPUS[self.arch].shared_bytes
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a slice of x, for wgmma."""
+        return max(size for size in ROW_BYTES if self.channels % size == 0)
 
     @property
     def attention(self) -> AttentionShape:
@@ -145,8 +168,8 @@ class NormAttentionTile:
 
     Attributes:
         cluster: blocks, of neighbouring heads of a window, that normalise it together.
-        column_warps: warps that share q, k and v.
-        depth_warps: warps that share the steps of 32 of a slice.
+        column_warps: warps that share q, k and v; warpgroups, where wgmma multiplies.
+        depth_warps: warps that share the steps of 32 of a slice; 1 with wgmma.
         lanes: of a warp that normalise a row together, a power of two.
     """
 
@@ -232,6 +255,8 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
     if field == "column_warps":
         return [1, 3]
     if field == "depth_warps":
+        if shape.wgmma:
+            return [1]
         warps = strips * made["column_warps"]
         limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS - shape.output_bytes
         return [
@@ -247,6 +272,8 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
 
 def _block_depth(shape: NormAttentionShape) -> int:
     """Input channels of a slice of the weight: all, or as many as there is room for twice; 0."""
+    if shape.wgmma:
+        return shape.channels
     depths = [d for d in (shape.channels, *reversed(BLOCK_DEPTHS)) if shape.channels % d == 0]
     return next((depth for depth in depths if _stages(shape, depth)), 0)
 

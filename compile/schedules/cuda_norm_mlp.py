@@ -171,7 +171,7 @@ class _Kernel:
             **{field.name: self.args.get(field.name) for field in dataclasses.fields(Arguments)}
         )
         epilogue = Epilogue(self.shape.first, args, _WIDTH, 1)
-        epilogue.load_columns(self.rank * self.own + self._column(0))
+        epilogue.load_columns(self.rank * self.own + self._column(0), cuda.load_early)
         return epilogue
 
     def _column(self, group: int) -> Expr:

@@ -17,7 +17,7 @@ from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, permutation
 from intswin.compile.schedules.cuda_gemm_grid import Place
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
-from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, RowConstants
+from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, RowConstants, load_params
 from intswin.compile.schedules.cuda_layer_norm_space import vectors_of
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
@@ -89,7 +89,8 @@ class NormalisedRows:
         tile = self._tile
         at_once = tile.threads // tile.lanes
         self._lane = T.Bind(self._place.thread % tile.lanes)
-        self._shift = T.Bind(self._args["params"][1].astype("int32"))
+        self._eps, shift = load_params(self._args["params"])
+        self._shift = T.Bind(shift.astype("int32"))
         first = T.Bind(self._place.thread // tile.lanes)
         if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
             self._constants = RowConstants(self._shape, tile.lanes, self._args, self._lane)
@@ -110,7 +111,8 @@ class NormalisedRows:
         if tile.cluster > 1:
             row = T.Bind(self._rank * tile.part + number)
         place = self._place.row + row
-        norm = LayerNormRow(self._shape, tile.lanes, self._args, place, self._lane, self._shift)
+        scalars = self._eps, self._shift
+        norm = LayerNormRow(self._shape, tile.lanes, self._args, place, self._lane, *scalars)
         norm.locate()
         return row, norm
 

@@ -66,6 +66,11 @@ FUNCTIONS: dict[str, tuple[str, str, str]] = {
         "",
         '\n  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");\n',
     ),
+    "intswin_cluster_proxy_fence": (
+        "void",
+        "",
+        '\n  asm volatile("fence.proxy.async;" ::: "memory");\n',
+    ),
     **{
         f"intswin_wgmma_results_{count}": (
             "void",

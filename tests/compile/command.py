@@ -33,7 +33,9 @@ def run_forked(*arguments, cwd, timeout=300, before=None):
     command = ["intswin", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_main, args=(command, cwd, dict(os.environ), before, *outputs))
+        process = _FORKS.Process(
+            target=_main, args=(command, cwd, dict(os.environ), before, *outputs)
+        )
         process.start()
         process.join(timeout)
         if process.exitcode is None:

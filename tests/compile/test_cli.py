@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command import run_intswin
+from command import run_forked, run_intswin
 from intswin.compile import artifact, runtime
 from intswin.models.swin import ASSETS
 

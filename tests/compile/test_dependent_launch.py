@@ -15,7 +15,7 @@ from intswin.compile.schedules.layer_norm import LayerNormShape
 from intswin.compile.targets import get_target
 
 TAG = "tirx.use_programtic_dependent_launch"
-FUNCTIONS = ["intswin_wait_for_grid", "intswin_load_activation_4"]
+FUNCTIONS = ["intswin_wait_for_grid", "intswin_load_volatile_4"]
 
 
 def waiting_kernel(images=1):
@@ -89,10 +89,10 @@ def started_early(body, **options):
 GOOD = """
   int i = threadIdx.x, w_i = w[i], x_i;
   intswin_wait_for_grid();
-  intswin_load_activation_4(&x_i, x + i);
+  intswin_load_volatile_4(&x_i, x + i);
   y[i] = x_i + w_i;
 """
-WAIT, LOAD = "intswin_wait_for_grid();", "intswin_load_activation_4(&x_i, x + i);"
+WAIT, LOAD = "intswin_wait_for_grid();", "intswin_load_volatile_4(&x_i, x + i);"
 
 
 def test_constants_may_be_read_before_the_wait():

@@ -39,7 +39,7 @@ _FLAGS = [
 ]
 _RACES = ["-fsanitize=thread", "-DEMU_RACES"]
 _EXTERN_SHARED = re.compile(
-    r"extern\s+__shared__\s+(?:__align__\(\d+\)\s*|alignas\(\d+\)\s*)?([\w ]+?)\s+(\w+)\s*\[\s*\];"
+    r"extern\s+__shared__\s+(?:__align__|alignas)?(?:\((\d+)\)\s*)?([\w ]+?)\s+(\w+)\s*\[\s*\];"
 )
 _ALIGNED_SHARED = re.compile(r"__shared__\s+alignas\(")
 
@@ -56,7 +56,8 @@ def compile_kernels(
     Raises:
         EmulationError: g++ does not compile the source; the message has its first errors.
     """
-    text = _EXTERN_SHARED.sub(r"\1* \2 = (\1*)emu::dynamic_shared;", without_ptx(source))
+    alignments = [int(found[1] or 16) for found in _EXTERN_SHARED.finditer(source)]
+    text = _EXTERN_SHARED.sub(r"\2* \3 = (\2*)emu::dynamic_shared;", without_ptx(source))
     text = _ALIGNED_SHARED.sub("__shared__ __align__(", text)  # alignas there is nvcc's extension
     entries = [
         f'extern "C" int emulate_{name}(const emu::Launch* launch, void** arguments) '
@@ -67,6 +68,7 @@ def compile_kernels(
     text = "\n".join(
         [
             '#include "emulator.h"',
+            f"const unsigned emu::kSharedAlignment = {max(alignments, default=16)};",
             f"#define __CUDA_ARCH__ {arch}0",
             '#line 1 "kernel.cu"',
             text,

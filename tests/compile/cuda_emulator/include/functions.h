@@ -33,8 +33,10 @@ namespace emu {
 static size_t dynamic_shared_bytes;
 
 // Shared memory as instructions address it; dynamic memory lies behind the static one.
-// Aligned to 128 bytes only: what needs more has to align itself.
-static const unsigned kStaticBase = 1 << 20, kDynamicBase = (2 << 20) + 128;
+// Aligned as the source declares it and no better: what needs more has to align itself.
+static const unsigned kStaticBase = 1 << 20;
+extern const unsigned kSharedAlignment;  // of the source that is compiled with this
+static inline unsigned dynamic_base() { return (2 << 20) + kSharedAlignment; }
 
 // What mapa adds for the memory of a block of the cluster, times one more than its rank.
 static const unsigned kRankStep = 1 << 24;
@@ -42,7 +44,7 @@ static const unsigned kRankStep = 1 << 24;
 static unsigned shared_address(const void* pointer) {
   const char* p = (const char*)pointer;
   if (p >= dynamic_shared && p <= dynamic_shared + dynamic_shared_bytes) {
-    return kDynamicBase + (p - dynamic_shared);
+    return dynamic_base() + (p - dynamic_shared);
   }
   if (p >= __start_cuda_shared && p <= __stop_cuda_shared) {
     return kStaticBase + (p - __start_cuda_shared);
@@ -52,15 +54,15 @@ static unsigned shared_address(const void* pointer) {
 
 static char* shared_pointer(unsigned address, unsigned bytes, const char* what) {
   if (address % bytes) fail("%s: shared address not aligned to %u bytes", what, bytes);
-  if (address >= kDynamicBase && address - kDynamicBase + bytes <= dynamic_shared_bytes) {
-    return dynamic_shared + (address - kDynamicBase);
+  if (address >= dynamic_base() && address - dynamic_base() + bytes <= dynamic_shared_bytes) {
+    return dynamic_shared + (address - dynamic_base());
   }
   size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
   if (address >= kStaticBase && address - kStaticBase + bytes <= static_bytes) {
     return __start_cuda_shared + (address - kStaticBase);
   }
   fail("%s: outside of shared memory, %lld bytes behind the start of its dynamic part (%zu bytes)",
-       what, (long long)address - kDynamicBase, dynamic_shared_bytes);
+       what, (long long)address - dynamic_base(), dynamic_shared_bytes);
 }
 
 static unsigned map_shared_address(unsigned address, unsigned rank) {

@@ -96,7 +96,7 @@ EMU_UNCHECKED static const char* tile_chunk(uint64_t descriptor, int row, int k)
   int swizzle = descriptor >> 62;
   if (!swizzle) fail("wgmma: only swizzled tiles are emulated");
   unsigned chunks = 16 >> swizzle, bytes = 16 * chunks;  // of a row
-  unsigned address = (kDynamicBase & ~0x3ffff) + ((descriptor & 0x3fff) << 4);
+  unsigned address = (dynamic_base() & ~0x3ffff) + ((descriptor & 0x3fff) << 4);
   unsigned eight_rows = (descriptor >> 32 & 0x3fff) << 4;
   address += row / 8 * eight_rows + row % 8 * bytes + k;
   address ^= (address >> 7 & (chunks - 1)) << 4;
@@ -253,6 +253,7 @@ static inline void wgmma_wait_group_sync_aligned(unsigned pending) {
   wait_for_multiplications(pending);
 }
 static inline void fence_proxy_async_shared_cta() {}
+static inline void fence_proxy_async() {}
 
 #define EMU_DP4A(NAME, A, B)                                              \
   template <class R>                                                      \
