@@ -61,6 +61,16 @@ class Qkv:
     row: Callable[[Expr], Expr]
 
 
+@dataclasses.dataclass(frozen=True)
+class WarpPlace:
+    """What a warp does."""
+
+    head: Expr
+    window: Expr
+    first_strip: Expr
+    first_image: Expr
+
+
 class Fragments:
     """What a warp has of q, k, v and the bias of one head of one window."""
 
@@ -69,15 +79,18 @@ class Fragments:
         shape: AttentionShape,
         args: Arguments,
         qkv: Qkv,
+        place: WarpPlace,
         lane: Expr,
-        head: Expr,
-        window: Expr,
         pairs: int,
         kept: int,
+        halves: int,
     ) -> None:
-        """Of `pairs` pairs of blocks of keys, with the bias of `kept` strips."""
+        """Of `pairs` pairs of blocks of keys, with the bias of `kept` strips.
+
+        A strip has 8 queries for each of its `halves`, one or two.
+        """
         self.shape, self.args, self.qkv, self.lane = shape, args, qkv, lane
-        self.pairs = pairs
+        self.pairs, self.halves = pairs, halves
         self.steps = -(-shape.d // STEP)
         self.g, self.t = T.Bind(lane // 4), T.Bind(lane % 4)
         # This lane's key of block 0, and the bytes of it that it loads.
@@ -90,7 +103,7 @@ class Fragments:
         self.words = cuda.registers(4)
         self.bias = None
         if args.pattern is not None:
-            self.table = T.Bind(args.pattern[window] * shape.heads + head)
+            self.table = T.Bind(args.pattern[place.window] * shape.heads + place.head)
             self.bias = cuda.registers(8 * pairs * kept)
 
     def query(self, step: int) -> Expr:
@@ -124,13 +137,18 @@ class Fragments:
 
     def load_queries(self, strip: Expr) -> None:
         """Fragments of the queries of a strip."""
-        last = None if self.shape.tokens % STRIP == 0 else self.shape.tokens - 1
-        rows = [self.row(strip * STRIP + self.g + 8 * half, last) for half in range(2)]
+        queries = 8 * self.halves
+        last = None if self.shape.tokens % queries == 0 else self.shape.tokens - 1
+        first = strip * queries + self.g
+        rows = [self.row(first + 8 * half, last) for half in range(self.halves)]
         for step in range(self.steps):
             cut = self.shape.d - STEP * step < STEP
             for i in range(4):
                 # Word by word: the two of a row are no neighbours in the fragment.
                 at, channel = 4 * step + i, self.channel[step] + i // 2 * 4
+                if i % 2 >= self.halves:
+                    T.buffer_store(self.q, int32(0), [at])
+                    continue
                 self._load(self.q, at, 0, rows[i % 2], channel, 4)
                 if cut:  # channels behind the head's last
                     q = tirx.Select(self.t < int32(2), self.q[at], int32(0))
@@ -174,13 +192,18 @@ class Fragments:
         """The bias of a strip and the keys from `first` on."""
         strips, pairs = strips_of(self.shape), -(-self.shape.tokens // PAIR)
         word = cuda.registers(4)
+        if self.halves == 1:  # the table has both halves of 16 queries together
+            strip, second = T.Bind(strip // 2), T.Bind(strip % 2 > 0)
         strip = tirx.min(strip, int32(strips - 1))
         row = T.Bind((self.table * strips + strip) * pairs + tirx.truncdiv(first, PAIR))
         for pair in range(-(-count // PAIR)):
             source = cuda.pointer(self.args.bias, ((row + pair) * 32 + self.lane) * 8)
             T.evaluate(cuda.load_global(cuda.pointer(word, 0), source, 16))
-            for i in range(4):
-                for neighbour, value in enumerate(math.unpack_bias(word[i])):
+            words = {i: word[i] for i in range(4)}
+            if self.halves == 1:
+                words = {i: T.Bind(tirx.Select(second, word[i + 1], word[i])) for i in (0, 2)}
+            for i, both in words.items():
+                for neighbour, value in enumerate(math.unpack_bias(both)):
                     at = (kept * self.pairs + pair) * 8 + 2 * i + neighbour
                     T.buffer_store(self.bias, value, [at])
 

@@ -23,7 +23,6 @@ row is looked up, images behind the last one are not worked on.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from tvm import tirx
@@ -38,6 +37,7 @@ from intswin.compile.schedules.cuda_attention_fragments import (
     STEP,
     Fragments,
     Qkv,
+    WarpPlace,
     blocks_of,
     lanes_of,
 )
@@ -74,16 +74,6 @@ def emit_mma(shape: AttentionShape, tile: MmaAttentionTile, args: Arguments) -> 
                 kernel.emit()
 
 
-@dataclasses.dataclass(frozen=True)
-class WarpPlace:
-    """What a warp does."""
-
-    head: Expr
-    window: Expr
-    first_strip: Expr
-    first_image: Expr
-
-
 def _place(shape: AttentionShape, tile: MmaAttentionTile, task: Expr) -> WarpPlace:
     groups = -(-strips_of(shape) // tile.strips)
     rest, group = divided(task, groups)
@@ -116,6 +106,7 @@ class AttentionWarp:
         args: buffers; qkv is not used.
         lane: number of this one.
         place: head, window, and the first strip and image.
+        queries: of a strip: 16, or 8 where there are warps enough; the mma's other rows are zero.
     """
 
     def __init__(
@@ -125,8 +116,10 @@ class AttentionWarp:
         args: Arguments,
         lane: Expr,
         place: WarpPlace,
+        queries: int = STRIP,
     ) -> None:
         self.shape, self.tile, self.args, self.lane, self.place = shape, tile, args, lane, place
+        self.queries, self.halves = queries, queries // 8
         self.t = T.Bind(lane % 4)
         self.short = shape.tokens <= SHORT
         keys = shape.tokens if shape.tokens <= _SINGLE_PASS else _CHUNK
@@ -137,10 +130,8 @@ class AttentionWarp:
 
     def read(self, qkv: Qkv) -> None:
         """Say where q, k and v are."""
-        head, window = self.place.head, self.place.window
-        self.f = Fragments(
-            self.shape, self.args, qkv, self.lane, head, window, self.pairs, self.kept
-        )
+        sizes = self.pairs, self.kept, self.halves
+        self.f = Fragments(self.shape, self.args, qkv, self.place, self.lane, *sizes)
 
     def row(self, token: Expr) -> Expr:
         """Give the row in the batch of a token of the window."""
@@ -211,7 +202,8 @@ class AttentionWarp:
             for step in range(self.steps):
                 q, k = self.f.query(step), self.f.key(pair, block, step)
                 T.evaluate(cuda.mma_s8s8(cuda.pointer(self.acc, acc), q, k))
-            indices += [acc + i for i in range(4) if lanes_of(count, pair, block, i % 2)]
+            places = range(2 * self.halves)
+            indices += [acc + i for i in places if lanes_of(count, pair, block, i % 2)]
         self.scalars.saturate(self.acc, indices)
         for index in indices:
             bias = None
@@ -237,7 +229,7 @@ class AttentionWarp:
     def _softmax(self, strip: Expr, first: Expr | int, count: int) -> None:
         """Multiply the values by the probabilities of the scores in the accumulators."""
         self._clear_probabilities(count)
-        for half in range(2):
+        for half in range(self.halves):
             with where(self._second_half(strip) if half else None):
                 m = math.top(self._maximum_of_quad(self._maximum(half, count)))
                 self._probabilities(half, count, m)
@@ -333,11 +325,11 @@ class AttentionWarp:
         """Normalise, requantize and store a strip."""
         shape = self.shape
         packed = cuda.registers(2)
-        for half in range(2):
+        for half in range(self.halves):
             with where(self._second_half(strip) if half else None):
-                token = T.Bind(strip * STRIP + self.f.g + 8 * half)
+                token = T.Bind(strip * self.queries + self.f.g + 8 * half)
                 row = math.Row(self.sums[2 * half])
-                there = token < int32(shape.tokens) if shape.tokens % STRIP else None
+                there = token < int32(shape.tokens) if shape.tokens % self.queries else None
                 place = self.place_of(
                     token if there is None else tirx.min(token, int32(shape.tokens - 1))
                 )

@@ -23,10 +23,9 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_attention_types, cuda_gemm_epilogue, cuda_tiles, simd
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.cuda_attention_fragments import Qkv
+from intswin.compile.schedules.cuda_attention_fragments import Qkv, WarpPlace
 from intswin.compile.schedules.cuda_attention_mma import (
     AttentionWarp,
-    WarpPlace,
     divided,
     where,
 )
@@ -159,6 +158,9 @@ class NormAttentionKernel(NormMmaKernel):
         super().__init__(shape.gemm, gemm, of_gemm, place, memory)
         x = self.shared + tirx.const(gemm.stages * gemm.stage_bytes, "uint32")
         self.cluster = tile.cluster
+        # With half the queries a warp has half of the softmax to do.
+        halved = -(-shape.tokens // 8)
+        self.queries = 8 if gemm.threads >= 32 * halved else STRIP
         rank = T.Bind(tirx.truncmod(self.head, int32(tile.cluster)))
         rows = RowsTile(
             gemm.block_rows,
@@ -184,7 +186,7 @@ class NormAttentionKernel(NormMmaKernel):
 
     def _has_strip(self) -> where:
         """If the warp is one of those that attend: there may be more of them for the product."""
-        strips = self.problem.block_rows // STRIP
+        strips = -(-self.problem.tokens // self.queries)
         return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
 
     def _plan_loads(self) -> None:
@@ -218,18 +220,29 @@ class NormAttentionKernel(NormMmaKernel):
         if not self.problem.wgmma:
             super()._multiply(slice_)
             return
-        width, columns = self.problem.row_bytes, self.groups * GROUP
-        offset = (self.column_warp * (columns * width)).astype("uint32")
-        x = T.Bind(cuda.wgmma_descriptor(self.rows.slice_address(int32(0)), width))
-        weight = T.Bind(cuda.wgmma_descriptor(self.shared + offset, width))
+        of_warpgroup = self.column_warp * (self.groups * GROUP * self.problem.row_bytes)
+        weight = self.shared + of_warpgroup.astype("uint32")
+        self._multiply_by_wgmma(self.acc, self.rows.slice_address(int32(0)), weight, COLUMNS)
+
+    def _multiply_by_wgmma(self, acc: Buffer, x: Expr, weight: Expr, rows: int) -> None:
+        """Multiply a window's channels, and wait for the results.
+
+        Args:
+            acc: of the columns that a warpgroup computes, half as many registers.
+            x: address of the slices of the window's rows.
+            weight: address of those of the weight, in the first one the first of the columns.
+            rows: that a slice of the weight has.
+        """
+        width = self.problem.row_bytes
+        x, weight = (T.Bind(cuda.wgmma_descriptor(each, width)) for each in (x, weight))
         T.evaluate(cuda.wgmma_fence())
         for first in range(0, self.problem.channels, STEP):
             i, within = divmod(first, width)
             a = x + T.uint64((i * self.tile.block_rows * width + within) // 16)
-            b = weight + T.uint64((i * COLUMNS * width + within) // 16)
-            T.evaluate(cuda.wgmma_u8s8(cuda.pointer(self.acc, 0), a, b, columns))
+            b = weight + T.uint64((i * rows * width + within) // 16)
+            T.evaluate(cuda.wgmma_u8s8(cuda.pointer(acc, 0), a, b, 2 * int(acc.shape[0])))
         T.evaluate(cuda.wgmma_commit())
-        T.evaluate(cuda.wgmma_results(self.acc))
+        T.evaluate(cuda.wgmma_results(acc))
 
     def _plan_write(self) -> None:
         """Load the other constants now, so that nobody waits for them later."""
@@ -289,4 +302,4 @@ class NormAttentionKernel(NormMmaKernel):
     def _warp(
         self, tile: MmaAttentionTile, args: cuda_attention_types.Arguments, place: WarpPlace
     ) -> AttentionWarp:
-        return AttentionWarp(self.problem.attention, tile, args, self.lane, place)
+        return AttentionWarp(self.problem.attention, tile, args, self.lane, place, self.queries)

@@ -16,12 +16,12 @@ from tvm.tirx.script.builder import ir as T
 from intswin.compile.operators.expressions import int32
 from intswin.compile.schedules import cuda_attention_types, cuda_norm_attention, cuda_tiles
 from intswin.compile.schedules import cuda_intrinsics as cuda
-from intswin.compile.schedules.attention import AttentionShape
-from intswin.compile.schedules.cuda_attention_mma import AttentionWarp, WarpPlace, where
+from intswin.compile.schedules.cuda_attention_fragments import WarpPlace
+from intswin.compile.schedules.cuda_attention_mma import AttentionWarp, where
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import CHUNK, RowCopies, permutation
 from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue
-from intswin.compile.schedules.cuda_gemm_tiles import PIECE, STEP
+from intswin.compile.schedules.cuda_gemm_tiles import GROUP
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
 from intswin.compile.schedules.cuda_norm_attention import NormAttentionKernel
 from intswin.compile.schedules.cuda_norm_attention_space import (
@@ -72,30 +72,27 @@ def kernel(func: tirx.PrimFunc, shape: NormMsaShape, tile: NormAttentionTile) ->
 class _Warp(AttentionWarp):
     """One whose results go to the shared memory of all blocks of the cluster.
 
-    Args:
-        results: address of the first row of all heads' results in this block's.
+    They lie there as x of a product does: slice by slice, row by row, the chunks permuted.
+
+    Attributes:
+        results: address of them.
+        rows: of a slice.
+        row_bytes: of a row of a slice.
     """
 
-    def __init__(
-        self,
-        shape: AttentionShape,
-        tile: MmaAttentionTile,
-        args: cuda_attention_types.Arguments,
-        lane: Expr,
-        place: WarpPlace,
-        results: Expr,
-    ) -> None:
-        super().__init__(shape, tile, args, lane, place)
-        self.results = results
+    results: Expr
+    rows: int
+    row_bytes: int
 
     def place_of(self, token: Expr) -> Expr:
         return token
 
     def store(self, place: Expr, channel: Expr, packed: Expr) -> None:
-        channels = self.shape.heads * self.shape.d
-        chunk = self.place.head * (D // CHUNK) + channel // CHUNK
-        chunk = chunk ^ permutation(place, channels // CHUNK)
-        offset = place * channels + chunk * CHUNK + channel % CHUNK
+        channel = T.Bind(self.place.head * D + channel)
+        width = self.row_bytes
+        chunk = channel % width // CHUNK ^ permutation(place, width // CHUNK)
+        row = channel // width * self.rows + place
+        offset = row * width + chunk * CHUNK + channel % CHUNK
         address = T.Bind(self.results + offset.astype("uint32"))
         # Each block starts with the next one, so that they do not all write to the same at once.
         for i in range(1, self.shape.heads + 1):
@@ -119,21 +116,36 @@ class _Kernel(NormAttentionKernel):
         super().__init__(shape, tile, args, block, thread)
         offset = output_offset(shape, tile)
         self.results = T.Bind(self.shared + tirx.const(offset, "uint32"))
+        self.row_bytes = shape.row_bytes if shape.wgmma else shape.channels
         rows_bytes = shape.block_rows * shape.channels
         self.second_weight = T.Bind(self.results + tirx.const(rows_bytes, "uint32"))
 
     def _warp(
         self, tile: MmaAttentionTile, args: cuda_attention_types.Arguments, place: WarpPlace
     ) -> _Warp:
-        return _Warp(self.problem.attention, tile, args, self.lane, place, self.results)
+        shape = self.problem
+        warp = _Warp(shape.attention, tile, args, self.lane, place, self.queries)
+        warp.results, warp.rows, warp.row_bytes = self.results, shape.block_rows, self.row_bytes
+        return warp
 
     def _plan_write(self) -> None:
         """Load the other weight and the rows' numbers, too."""
         super()._plan_write()
-        shape, depth = self.problem, self.problem.channels // STEP * PIECE
-        copies = RowCopies(self.buffers["weight2"], shape.heads, depth, 1, depth, permuted=False)
-        copies.plan(self.thread, self.tile.threads, self.head)
-        copies.start(int32(0), self.second_weight)
+        shape = self.problem
+        rows = GROUP if shape.wgmma else 1
+        of_row = shape.channels * GROUP // rows
+        copies = RowCopies(
+            self.buffers["weight2"],
+            shape.heads * rows,
+            of_row,
+            rows,
+            self.row_bytes if shape.wgmma else of_row,
+            shape.wgmma,
+        )
+        copies.plan(self.thread, self.tile.threads, self.head * rows)
+        for i in range(shape.channels // self.row_bytes):
+            slot = self.second_weight + tirx.const(i * GROUP * self.row_bytes, "uint32")
+            copies.start(int32(i), slot)
         first = T.Bind(self.strip * STRIP + self.lane // 4)
         self.tokens = [first, T.Bind(first + 8)]
         self.y_rows = []
@@ -142,6 +154,11 @@ class _Kernel(NormAttentionKernel):
             row = self.buffers["rows"][self.window * shape.tokens + there]
             self.y_rows.append(T.Bind(self.image * shape.rows + row))
 
+    def _projects(self) -> where:
+        """If the warp is one of those that have 16 rows of y."""
+        strips = self.problem.block_rows // STRIP
+        return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
+
     def _attend(self) -> None:
         """Attend and exchange the results, then multiply them and add x."""
         shape = self.problem
@@ -149,19 +166,27 @@ class _Kernel(NormAttentionKernel):
         product = SharedProduct(shape.block_rows, D, shape.channels, warps, self.thread)
         column = T.Bind(self.head * D + self.lane % 4 * _WIDTH)
         epilogue = Epilogue(shape.projection, self._projection_arguments(), _WIDTH, 2)
-        with self._has_strip():
+        with self._projects():
             epilogue.load_columns(column)
             for half, row in enumerate(self.y_rows):
                 epilogue.load_residual(half, row, column)
-            self.attention.emit()
+        super()._attend()
         T.evaluate(cuda.cluster_arrive())
         T.evaluate(cuda.cluster_wait())
-        with self._has_strip():
-            product.multiply(self.results, self.second_weight)
+        with self._projects():
+            self._project(product)
             for half, (token, row) in enumerate(zip(self.tokens, self.y_rows, strict=True)):
                 partial = shape.tokens % STRIP > 0
                 with where(token < int32(shape.tokens) if partial else None):
                     epilogue.store(half, row, column, product.results(0, 0, half))
+
+    def _project(self, product: SharedProduct) -> None:
+        if not self.problem.wgmma:
+            product.multiply(self.results, self.second_weight)
+            return
+        product.clear()
+        T.evaluate(cuda.cluster_proxy_fence())
+        self._multiply_by_wgmma(product.acc, self.results, self.second_weight, GROUP)
 
     def _projection_arguments(self) -> Arguments:
         return Arguments(
