@@ -34,7 +34,10 @@ from operator_runner import described_kernel
         ),
         # three heads normalise 17, 17 and 15 rows
         ("cuda-h100", (2, 49, 3, 96, 2), NormAttentionTile(3, 3, 1, 4)),
-        # depth shared by warps
+        # wgmma by three warpgroups, 8 queries a warp; by one, a block alone
+        ("cuda-h100", (1, 49, 2, 128, 1), NormAttentionTile(2, 3, 1, 8)),
+        ("cuda-h100", (1, 50, 1, 64, 0), NormAttentionTile(1, 1, 1, 4)),
+        # depth shared by warps; 8 queries a warp
         ("cuda-h100", (1, 16, 2, 384, 1), NormAttentionTile(2, 1, 2, 8)),
         # no bias; rows in passes, the last one not full
         ("cuda-h100", (3, 20, 1, 64, 0), NormAttentionTile(1, 1, 1, 8)),

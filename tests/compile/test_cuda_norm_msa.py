@@ -31,6 +31,9 @@ from operator_runner import described_kernel
     [
         # windows, tokens, heads, patterns: rows are masked, more warps than strips
         ((2, 49, 3, 2), NormAttentionTile(3, 3, 1, 4)),
+        # wgmma, slices of 128 bytes and of 64
+        ((1, 49, 4, 1), NormAttentionTile(4, 1, 1, 8)),
+        ((1, 64, 2, 1), NormAttentionTile(2, 3, 1, 4)),
         # depth shared by warps; no bias
         ((1, 16, 2, 0), NormAttentionTile(2, 1, 2, 8)),
         # a cluster that has to be allowed, of which one block normalises nothing
