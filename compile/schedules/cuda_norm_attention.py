@@ -27,7 +27,6 @@ from intswin.compile.schedules.cuda_attention_fragments import Qkv, WarpPlace
 from intswin.compile.schedules.cuda_attention_mma import (
     AttentionWarp,
     divided,
-    where,
 )
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
@@ -181,13 +180,19 @@ class NormAttentionKernel(NormMmaKernel):
         self._attend()
 
     def _attend(self) -> None:
-        with self._has_strip():
-            self.attention.emit()
-
-    def _has_strip(self) -> where:
-        """If the warp is one of those that attend: there may be more of them for the product."""
+        """Attend by a warp for each strip: there may be more of them for the product."""
         strips = -(-self.problem.tokens // self.queries)
-        return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
+        if self.tile.threads == 32 * strips:
+            self.attention.emit()
+            return
+        with T.If(self.strip < int32(strips)):
+            with T.Then():
+                self.attention.emit()
+            with T.Else():
+                self._idle()
+
+    def _idle(self) -> None:
+        """What the other warps do meanwhile."""
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns.

@@ -3,8 +3,9 @@
 A block of threads attends for one head of one window, as in cuda_norm_attention.py. The blocks of
 all heads of the window are a cluster: each writes its 32 channels of the result to the shared
 memory of all, row by row as cuda_shared_product.py reads them, and multiplies all channels with the
-weight of 32 columns of y, which has been there from the start. It is as many columns as a head has
-channels, so there is one such group for each block.
+weight of 32 columns of y: as many as a head has channels. The results lie where the normalised rows
+were, this weight where that of q, k and v was: with less shared memory, kernels of the network
+leave each other room (dependent_launch.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
     D,
     NormAttentionTile,
     NormMsaShape,
-    output_offset,
 )
 from intswin.compile.schedules.cuda_shared_product import SharedProduct, Warps
 
@@ -72,27 +72,23 @@ def kernel(func: tirx.PrimFunc, shape: NormMsaShape, tile: NormAttentionTile) ->
 class _Warp(AttentionWarp):
     """One whose results go to the shared memory of all blocks of the cluster.
 
-    They lie there as x of a product does: slice by slice, row by row, the chunks permuted.
-
-    Attributes:
-        results: address of them.
-        rows: of a slice.
-        row_bytes: of a row of a slice.
+    They lie there as x of a product does: row by row, the chunks permuted.
     """
 
-    results: Expr
-    rows: int
-    row_bytes: int
+    results: Expr  # address of them
+
+    def _output(self, strip: Expr) -> None:
+        T.evaluate(cuda.cluster_wait())  # all blocks have read what the results replace
+        super()._output(strip)
 
     def place_of(self, token: Expr) -> Expr:
         return token
 
     def store(self, place: Expr, channel: Expr, packed: Expr) -> None:
-        channel = T.Bind(self.place.head * D + channel)
-        width = self.row_bytes
-        chunk = channel % width // CHUNK ^ permutation(place, width // CHUNK)
-        row = channel // width * self.rows + place
-        offset = row * width + chunk * CHUNK + channel % CHUNK
+        channels = self.shape.heads * D
+        chunk = self.place.head * (D // CHUNK) + channel // CHUNK
+        chunk = chunk ^ permutation(place, channels // CHUNK)
+        offset = place * channels + chunk * CHUNK + channel % CHUNK
         address = T.Bind(self.results + offset.astype("uint32"))
         # Each block starts with the next one, so that they do not all write to the same at once.
         for i in range(1, self.shape.heads + 1):
@@ -114,38 +110,20 @@ class _Kernel(NormAttentionKernel):
         thread: Expr,
     ) -> None:
         super().__init__(shape, tile, args, block, thread)
-        offset = output_offset(shape, tile)
-        self.results = T.Bind(self.shared + tirx.const(offset, "uint32"))
-        self.row_bytes = shape.row_bytes if shape.wgmma else shape.channels
-        rows_bytes = shape.block_rows * shape.channels
-        self.second_weight = T.Bind(self.results + tirx.const(rows_bytes, "uint32"))
+        self.results = self.rows.slice_address(int32(0))
 
     def _warp(
         self, tile: MmaAttentionTile, args: cuda_attention_types.Arguments, place: WarpPlace
     ) -> _Warp:
         shape = self.problem
         warp = _Warp(shape.attention, tile, args, self.lane, place, self.queries)
-        warp.results, warp.rows, warp.row_bytes = self.results, shape.block_rows, self.row_bytes
+        warp.results = self.results
         return warp
 
     def _plan_write(self) -> None:
-        """Load the other weight and the rows' numbers, too."""
+        """Load the rows' numbers, too."""
         super()._plan_write()
         shape = self.problem
-        rows = GROUP if shape.wgmma else 1
-        of_row = shape.channels * GROUP // rows
-        copies = RowCopies(
-            self.buffers["weight2"],
-            shape.heads * rows,
-            of_row,
-            rows,
-            self.row_bytes if shape.wgmma else of_row,
-            shape.wgmma,
-        )
-        copies.plan(self.thread, self.tile.threads, self.head * rows)
-        for i in range(shape.channels // self.row_bytes):
-            slot = self.second_weight + tirx.const(i * GROUP * self.row_bytes, "uint32")
-            copies.start(int32(i), slot)
         first = T.Bind(self.strip * STRIP + self.lane // 4)
         self.tokens = [first, T.Bind(first + 8)]
         self.y_rows = []
@@ -160,7 +138,12 @@ class _Kernel(NormAttentionKernel):
         return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
 
     def _attend(self) -> None:
-        """Attend and exchange the results, then multiply them and add x."""
+        """Attend and exchange the results, then multiply them and add x.
+
+        Others write to this block's results when it has arrived here, at the latest.
+        """
+        T.evaluate(cuda.cluster_arrive())
+        self._load_second_weight()
         shape = self.problem
         warps = Warps(rows=shape.block_rows // STRIP, columns=1, depth=1)
         product = SharedProduct(shape.block_rows, D, shape.channels, warps, self.thread)
@@ -171,22 +154,27 @@ class _Kernel(NormAttentionKernel):
             for half, row in enumerate(self.y_rows):
                 epilogue.load_residual(half, row, column)
         super()._attend()
+        T.evaluate(cuda.cp_async_wait(0))
         T.evaluate(cuda.cluster_arrive())
         T.evaluate(cuda.cluster_wait())
         with self._projects():
-            self._project(product)
+            product.multiply(self.results, self.shared)
             for half, (token, row) in enumerate(zip(self.tokens, self.y_rows, strict=True)):
                 partial = shape.tokens % STRIP > 0
                 with where(token < int32(shape.tokens) if partial else None):
                     epilogue.store(half, row, column, product.results(0, 0, half))
 
-    def _project(self, product: SharedProduct) -> None:
-        if not self.problem.wgmma:
-            product.multiply(self.results, self.second_weight)
-            return
-        product.clear()
-        T.evaluate(cuda.cluster_proxy_fence())
-        self._multiply_by_wgmma(product.acc, self.results, self.second_weight, GROUP)
+    def _idle(self) -> None:
+        T.evaluate(cuda.cluster_wait())
+
+    def _load_second_weight(self) -> None:
+        depth = self.problem.channels * GROUP
+        copies = RowCopies(
+            self.buffers["weight2"], self.problem.heads, depth, 1, depth, permuted=False
+        )
+        copies.plan(self.thread, self.tile.threads, self.head)
+        copies.start(int32(0), self.shared)
+        T.evaluate(cuda.cp_async_commit())
 
     def _projection_arguments(self) -> Arguments:
         return Arguments(

@@ -21,6 +21,8 @@ from intswin.compile.schedules.cuda_layer_norm_row import LayerNormRow, RowConst
 from intswin.compile.schedules.cuda_layer_norm_space import vectors_of
 from intswin.compile.schedules.layer_norm import LayerNormShape
 
+_WORDS = 4  # of a vector of x, registers of a lane
+_MOST_WORDS = 32  # that a lane has of rows which it has loaded and not normalised yet
 _MOST_VECTORS = 4  # whose gamma and beta, 16 registers each, a lane keeps for all of its rows
 
 
@@ -94,15 +96,22 @@ class NormalisedRows:
         first = T.Bind(self._place.thread // tile.lanes)
         if vectors_of(self._shape) <= _MOST_VECTORS * tile.lanes:
             self._constants = RowConstants(self._shape, tile.lanes, self._args, self._lane)
-        if at_once >= tile.part:
-            row, norm = self._located(first)
+        passes = -(-tile.part // at_once)
+        words = -(-vectors_of(self._shape) // tile.lanes) * _WORDS
+        if passes * words <= _MOST_WORDS:  # all rows are read before the first is waited for
+            numbers = [T.Bind(first + i * at_once) for i in range(passes)]
+            located = [self._located(number) for number in numbers]
             T.evaluate(cuda.wait_for_grid())
-            self._normalise(first, row, norm, at_once > tile.part)
+            for _, norm in located:
+                norm.load()
+            for i, (number, (row, norm)) in enumerate(zip(numbers, located, strict=True)):
+                self._normalise(number, row, norm, (i + 1) * at_once > tile.part)
             return
         T.evaluate(cuda.wait_for_grid())
-        with T.serial(0, -(-tile.part // at_once)) as i:
+        with T.serial(0, passes) as i:
             number = T.Bind(i * at_once + first)
             row, norm = self._located(number)
+            norm.load()
             self._normalise(number, row, norm, tile.part % at_once > 0)
 
     def _located(self, number: Expr) -> tuple[Expr, LayerNormRow]:
@@ -117,13 +126,12 @@ class NormalisedRows:
         return row, norm
 
     def _normalise(self, number: Expr, row: Expr, norm: LayerNormRow, partial: bool) -> None:
-        """Normalise a row; `partial`: if the part has so many."""
+        """Normalise a row that is loaded; `partial`: if the part has so many."""
         tile, conditions = self._tile, []
         if partial:
             conditions.append(number < int32(tile.part))
         if tile.cluster > 1 and tile.rows % tile.cluster:
             conditions.append(row < int32(tile.rows))
-        norm.load()
         norm.statistics()
         chunks = tile.block_depth // CHUNK
         bases = [T.Bind(self._address + (row * tile.block_depth).astype("uint32"))]

@@ -61,14 +61,10 @@ class SharedProduct:
         self._a = cuda.registers(self.row_blocks * 4)
         self._b = cuda.registers(self.groups * 8)
 
-    def clear(self) -> None:
-        """Zero the accumulators."""
-        for index in range(int(self.acc.shape[0])):
-            T.buffer_store(self.acc, int32(0), [index])
-
     def multiply(self, x: Expr, weight: Expr) -> None:
         """Compute the accumulators from uint8 rows and a packed weight at these addresses."""
-        self.clear()
+        for index in range(int(self.acc.shape[0])):
+            T.buffer_store(self.acc, int32(0), [index])
         steps, depth_warps = self._depth // STEP, self._warps.depth
         row = T.Bind(self.first_row_block * 16 + self.lane % 16)
         a_base = T.Bind(x + (row * self._depth).astype("uint32"))
