@@ -27,6 +27,7 @@ from intswin.compile.schedules.cuda_attention_fragments import Qkv, WarpPlace
 from intswin.compile.schedules.cuda_attention_mma import (
     AttentionWarp,
     divided,
+    where,
 )
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
@@ -182,17 +183,8 @@ class NormAttentionKernel(NormMmaKernel):
     def _attend(self) -> None:
         """Attend by a warp for each strip: there may be more of them for the product."""
         strips = -(-self.problem.tokens // self.queries)
-        if self.tile.threads == 32 * strips:
+        with where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None):
             self.attention.emit()
-            return
-        with T.If(self.strip < int32(strips)):
-            with T.Then():
-                self.attention.emit()
-            with T.Else():
-                self._idle()
-
-    def _idle(self) -> None:
-        """What the other warps do meanwhile."""
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns.

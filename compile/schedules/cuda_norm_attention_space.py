@@ -95,7 +95,7 @@ class NormAttentionShape:
         They multiply 64 rows at a time, and know rows of 64 or 128 bytes.
         """
         shared = self.block_rows + COLUMNS
-        whole = shared * self.channels + self.block_rows * COLUMNS
+        whole = shared * self.channels + self.block_rows * COLUMNS + self.output_bytes
         return (
             self.arch >= _FIRST_WITH_WGMMA
             and self.block_rows == _WGMMA_ROWS
@@ -122,6 +122,11 @@ class NormAttentionShape:
             return [1]
         return [n for n in range(1, _PORTABLE_CLUSTER + 1) if self.heads % n == 0]
 
+    @property
+    def output_bytes(self) -> int:
+        """Shared memory of a block for what it computes behind its attention."""
+        return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class NormMsaShape(NormAttentionShape):
@@ -136,6 +141,11 @@ class NormMsaShape(NormAttentionShape):
         """All heads of a window; none where that is no cluster."""
         possible = self.arch >= _FIRST_WITH_CLUSTERS and 2 <= self.heads <= _LARGEST_CLUSTER
         return [self.heads] if possible and self.channels == self.heads * D else []
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the attention's results of all heads, and the weight of the block's columns."""
+        return (self.block_rows + D) * self.channels
 
     @property
     def projection(self) -> CudaGemmShape:
@@ -228,9 +238,14 @@ def qkv_offset(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
     return max(slices_and_x, gemm.sum_bytes)
 
 
+def output_offset(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
+    """Bytes of shared memory before those for what is behind the attention."""
+    return qkv_offset(shape, tile) + shape.block_rows * COLUMNS
+
+
 def shared_bytes(shape: NormAttentionShape, tile: NormAttentionTile) -> int:
     """Shared memory of a block."""
-    return qkv_offset(shape, tile) + shape.block_rows * COLUMNS
+    return output_offset(shape, tile) + shape.output_bytes
 
 
 def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> list[int]:
@@ -243,7 +258,7 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
         if shape.wgmma:
             return [1]
         warps = strips * made["column_warps"]
-        limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS
+        limit = GPUS[shape.arch].shared_bytes - shape.block_rows * COLUMNS - shape.output_bytes
         return [
             w
             for w in (1, 2, 3, 4, 6, 8)
@@ -266,6 +281,7 @@ def _block_depth(shape: NormAttentionShape) -> int:
 def _stages(shape: NormAttentionShape, block_depth: int) -> int:
     """Slices that are in shared memory together: as many as there is room for; 0: too few."""
     left = GPUS[shape.arch].shared_bytes - shape.block_rows * (shape.channels + COLUMNS)
+    left -= shape.output_bytes
     slices = shape.channels // block_depth
     # A copy that is not asynchronous is done before the multiplication, however far ahead.
     most = _MOST_STAGES if shape.arch >= FIRST_WITH_ASYNC_COPIES else 2

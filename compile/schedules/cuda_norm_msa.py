@@ -3,9 +3,8 @@
 A block of threads attends for one head of one window, as in cuda_norm_attention.py. The blocks of
 all heads of the window are a cluster: each writes its 32 channels of the result to the shared
 memory of all, row by row as cuda_shared_product.py reads them, and multiplies all channels with the
-weight of 32 columns of y: as many as a head has channels. The results lie where the normalised rows
-were, this weight where that of q, k and v was: with less shared memory, kernels of the network
-leave each other room (dependent_launch.py).
+weight of 32 columns of y, which has been there from the start. It is as many columns as a head has
+channels, so there is one such group for each block.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from intswin.compile.schedules.cuda_norm_attention_space import (
     D,
     NormAttentionTile,
     NormMsaShape,
+    output_offset,
 )
 from intswin.compile.schedules.cuda_shared_product import SharedProduct, Warps
 
@@ -77,10 +77,6 @@ class _Warp(AttentionWarp):
 
     results: Expr  # address of them
 
-    def _output(self, strip: Expr) -> None:
-        T.evaluate(cuda.cluster_wait())  # all blocks have read what the results replace
-        super()._output(strip)
-
     def place_of(self, token: Expr) -> Expr:
         return token
 
@@ -110,7 +106,10 @@ class _Kernel(NormAttentionKernel):
         thread: Expr,
     ) -> None:
         super().__init__(shape, tile, args, block, thread)
-        self.results = self.rows.slice_address(int32(0))
+        offset = output_offset(shape, tile)
+        self.results = T.Bind(self.shared + tirx.const(offset, "uint32"))
+        rows_bytes = shape.block_rows * shape.channels
+        self.second_weight = T.Bind(self.results + tirx.const(rows_bytes, "uint32"))
 
     def _warp(
         self, tile: MmaAttentionTile, args: cuda_attention_types.Arguments, place: WarpPlace
@@ -121,9 +120,12 @@ class _Kernel(NormAttentionKernel):
         return warp
 
     def _plan_write(self) -> None:
-        """Load the rows' numbers, too."""
+        """Load the other weight and the rows' numbers, too."""
         super()._plan_write()
-        shape = self.problem
+        shape, depth = self.problem, self.problem.channels * GROUP
+        copies = RowCopies(self.buffers["weight2"], shape.heads, depth, 1, depth, permuted=False)
+        copies.plan(self.thread, self.tile.threads, self.head)
+        copies.start(int32(0), self.second_weight)
         first = T.Bind(self.strip * STRIP + self.lane // 4)
         self.tokens = [first, T.Bind(first + 8)]
         self.y_rows = []
@@ -138,12 +140,7 @@ class _Kernel(NormAttentionKernel):
         return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
 
     def _attend(self) -> None:
-        """Attend and exchange the results, then multiply them and add x.
-
-        Others write to this block's results when it has arrived here, at the latest.
-        """
-        T.evaluate(cuda.cluster_arrive())
-        self._load_second_weight()
+        """Attend and exchange the results, then multiply them and add x."""
         shape = self.problem
         warps = Warps(rows=shape.block_rows // STRIP, columns=1, depth=1)
         product = SharedProduct(shape.block_rows, D, shape.channels, warps, self.thread)
@@ -154,27 +151,14 @@ class _Kernel(NormAttentionKernel):
             for half, row in enumerate(self.y_rows):
                 epilogue.load_residual(half, row, column)
         super()._attend()
-        T.evaluate(cuda.cp_async_wait(0))
         T.evaluate(cuda.cluster_arrive())
         T.evaluate(cuda.cluster_wait())
         with self._projects():
-            product.multiply(self.results, self.shared)
+            product.multiply(self.results, self.second_weight)
             for half, (token, row) in enumerate(zip(self.tokens, self.y_rows, strict=True)):
                 partial = shape.tokens % STRIP > 0
                 with where(token < int32(shape.tokens) if partial else None):
                     epilogue.store(half, row, column, product.results(0, 0, half))
-
-    def _idle(self) -> None:
-        T.evaluate(cuda.cluster_wait())
-
-    def _load_second_weight(self) -> None:
-        depth = self.problem.channels * GROUP
-        copies = RowCopies(
-            self.buffers["weight2"], self.problem.heads, depth, 1, depth, permuted=False
-        )
-        copies.plan(self.thread, self.tile.threads, self.head)
-        copies.start(int32(0), self.shared)
-        T.evaluate(cuda.cp_async_commit())
 
     def _projection_arguments(self) -> Arguments:
         return Arguments(
