@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from intswin.compile.names import ACTIVATIONS, TARGET_NAMES, known_activation, known_target
+
 NETWORK = "Network"
 CALIBRATION = "Calibration"
 
@@ -14,7 +16,12 @@ Network = Annotated[
     str, typer.Option(help="swin_micro, or any Swin, ViT or DeiT of timm.", rich_help_panel=NETWORK)
 ]
 Activation = Annotated[
-    str, typer.Option(help="MLP activation: relu, igelu or shiftgelu.", rich_help_panel=NETWORK)
+    str,
+    typer.Option(
+        help=f"MLP activation: {', '.join(ACTIVATIONS)}.",
+        callback=known_activation,
+        rich_help_panel=NETWORK,
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -56,7 +63,10 @@ CalibrationImages = Annotated[
     int, typer.Option(help="Images to calibrate on, at most.", rich_help_panel=CALIBRATION)
 ]
 
-Target = Annotated[str, typer.Option(help="llvm (this CPU), llvm-x86-64-v3 or llvm-aarch64.")]
+Target = Annotated[
+    str,
+    typer.Option(help=f"{', '.join(TARGET_NAMES)}; llvm is this CPU.", callback=known_target),
+]
 Batch = Annotated[int, typer.Option(help="Images in one call.")]
 ArtifactOutput = Annotated[
     Path | None,

@@ -50,7 +50,7 @@ def check_runs_here(target: dict[str, Any], device: int = 0) -> tuple[str, str]:
         device: index of the GPU.
 
     Returns:
-        the reason, empty when there is none, and a name of `targets.TARGET_NAMES`.
+        the reason, empty when there is none, and a name of `names.TARGET_NAMES`.
 
     Raises:
         IntswinError: there is no usable GPU.

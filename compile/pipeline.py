@@ -33,6 +33,7 @@ from intswin.compile.calibrate import Calibration, calibrate
 from intswin.compile.emit import emit
 from intswin.compile.float_graph import FloatGraph, read_float_graph
 from intswin.compile.import_model import image_size_of, import_onnx, import_torch
+from intswin.compile.names import known_activation
 from intswin.compile.quantize import QuantizedNetwork, quantize
 from intswin.compile.simplify import simplify
 from intswin.compile.targets import TVM_VERSION, check_versions, get_target, is_cuda
@@ -50,7 +51,6 @@ from intswin.models.swin import (
     model_preprocess,
 )
 
-ACTIVATIONS = ("relu", "igelu", "shiftgelu")
 DEFAULT_METHOD = "mse"
 CALIBRATION_IMAGES = 64
 
@@ -74,7 +74,7 @@ class CompileOptions:
         calibration_method: one of calibrate.METHODS.
         calibration_images: how many images to use, evenly spread.
         preprocess: for ONNX files, which do not say; None for the network's own.
-        target: of targets.TARGET_NAMES.
+        target: of names.TARGET_NAMES.
         batch: images in one call.
         seed: of random weights.
     """
@@ -95,9 +95,7 @@ class CompileOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise IntswinError(f"unknown activation {self.activation!r}; use one of: {known}")
+        known_activation(self.activation)
         if self.batch < 1:
             raise IntswinError(f"a batch of {self.batch} is not possible; use 1 or more")
 

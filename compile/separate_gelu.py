@@ -50,7 +50,7 @@ def compile_activation(options: CompileOptions, name: str) -> Compiled:
 
     Args:
         options: the activation is set here.
-        name: one of pipeline.ACTIVATIONS, which `compile_network` compiles, "igelu-unfused" or
+        name: one of names.ACTIVATIONS, which `compile_network` compiles, "igelu-unfused" or
             "float-gelu"; it becomes the artifact's activation.
 
     Raises:

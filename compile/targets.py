@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
 import tvm_ffi
 from tvm.target import Target, codegen
 
 from intswin.compile.host_cpu import usable_cores
+from intswin.compile.names import CPU_TARGETS, CUDA_TARGETS, known_target
 from intswin.models.errors import IntswinError
 
 TVM_VERSION = "0.27.0.post1"
@@ -17,23 +16,8 @@ TVM_FFI_VERSIONS = ("0.1.14.post0", "0.1.14.post1")  # 0.1.15 segfaults in MetaS
 # Cores that a cross-compiled CPU target is assumed to have; only the tuner reads it.
 _CROSS_CORES = 4
 
-_CPU_TARGETS: dict[str, dict[str, Any]] = {
-    "llvm-x86-64-v3": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
-    "llvm-aarch64": {"mtriple": "aarch64-linux-gnu", "mcpu": "generic", "mattr": ["+neon"]},
-}
-# The card's compute capability, the most shared memory that a block may ask for (dynamic; the
-# CUDA C++ Programming Guide's table of compute capabilities) and the L2 cache, in bytes.
-_CUDA_TARGETS: dict[str, tuple[str, int, int]] = {
-    "cuda-v100": ("sm_70", 96 * 1024, 6 << 20),
-    "cuda-t4": ("sm_75", 64 * 1024, 4 << 20),
-    "cuda-a100": ("sm_80", 163 * 1024, 40 << 20),
-    "cuda-rtx4090": ("sm_89", 99 * 1024, 72 << 20),
-    "cuda-h100": ("sm_90a", 227 * 1024, 50 << 20),
-}
 # The CPU beside a GPU only launches kernels: code for any x86-64 CPU is as fast as its own.
 _CUDA_HOST = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"}
-
-TARGET_NAMES = ("llvm", *_CPU_TARGETS, *_CUDA_TARGETS)
 
 
 def get_target(name: str) -> Target:
@@ -45,23 +29,21 @@ def get_target(name: str) -> Target:
     if name == "llvm":
         host = {"mtriple": codegen.llvm_get_system_triple(), "mcpu": codegen.llvm_get_system_cpu()}
         return Target({"kind": "llvm", **host, "num-cores": usable_cores()})
-    if name in _CPU_TARGETS:
-        return Target({"kind": "llvm", **_CPU_TARGETS[name], "num-cores": _CROSS_CORES})
-    if name in _CUDA_TARGETS:
-        arch, shared_memory, l2_cache = _CUDA_TARGETS[name]
-        return Target(
-            {
-                "kind": "cuda",
-                "arch": arch,
-                "max_threads_per_block": 1024,
-                "max_shared_memory_per_block": shared_memory,
-                "thread_warp_size": 32,
-                "registers_per_block": 65536,
-                "l2_cache_size_bytes": l2_cache,
-                "host": _CUDA_HOST,
-            }
-        )
-    raise IntswinError(f"unknown target {name!r}; known: {', '.join(TARGET_NAMES)}")
+    if name in CPU_TARGETS:
+        return Target({"kind": "llvm", **CPU_TARGETS[name], "num-cores": _CROSS_CORES})
+    arch, shared_memory, l2_cache = CUDA_TARGETS[known_target(name)]
+    return Target(
+        {
+            "kind": "cuda",
+            "arch": arch,
+            "max_threads_per_block": 1024,
+            "max_shared_memory_per_block": shared_memory,
+            "thread_warp_size": 32,
+            "registers_per_block": 65536,
+            "l2_cache_size_bytes": l2_cache,
+            "host": _CUDA_HOST,
+        }
+    )
 
 
 def has_vnni(target: Target) -> bool:
@@ -87,7 +69,7 @@ def cuda_arch(target: Target) -> int:
 def cuda_name(target: Target) -> str:
     """The name of a CUDA target, such as "cuda-h100"."""
     arch = str(target.attrs["arch"])
-    names = (name for name, (known, _, _) in _CUDA_TARGETS.items() if known == arch)
+    names = (name for name, (known, _, _) in CUDA_TARGETS.items() if known == arch)
     return next(names, f"cuda-{arch}")
 
 

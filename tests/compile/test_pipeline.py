@@ -15,8 +15,8 @@ from intswin.compile.accuracy import evaluate_artifact
 from intswin.compile.artifact import read
 from intswin.compile.evaluate import evaluate, layer_errors
 from intswin.compile.import_model import export_onnx
+from intswin.compile.names import ACTIVATIONS
 from intswin.compile.pipeline import (
-    ACTIVATIONS,
     CompileOptions,
     compile_network,
     load_calibration,
