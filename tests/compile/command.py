@@ -25,12 +25,12 @@ def run_intswin(*arguments, cwd, **options):
     )
 
 
-def run_forked(*arguments, cwd, timeout=300, before=None):
+def run_forked(*arguments, cwd, timeout=300, before=None, script=None):
     """The same in a fork of a process that has imported torch and TVM: ten seconds sooner.
 
-    `before`, which can be pickled, is called there first.
+    `before`, which can be pickled, is called there first. `script`: a file to run instead.
     """
-    command = ["intswin", *map(str, arguments)]
+    command = [str(script or "intswin"), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
         process = _FORKS.Process(
@@ -54,4 +54,7 @@ def _main(command, cwd, environment, before, stdout, stderr):
     if before:
         before()
     sys.argv = command
-    runpy.run_module("intswin.compile.cli", run_name="__main__")
+    if command[0] == "intswin":
+        runpy.run_module("intswin.compile.cli", run_name="__main__")
+    else:
+        runpy.run_path(command[0], run_name="__main__")

@@ -11,9 +11,10 @@ from command import run_intswin
 from intswin.compile import cuda_code, cuda_toolchain
 from intswin.compile.build import build_kernel, build_with_report, export
 from intswin.compile.cuda_stub_driver import load_cuda_backend
+from intswin.compile.names import TARGET_NAMES
 from intswin.compile.pipeline import CompileOptions, compile_network
 from intswin.compile.schedules import cuda_device_functions
-from intswin.compile.targets import TARGET_NAMES, get_target
+from intswin.compile.targets import get_target
 from intswin.compile.verify_integer_only import FloatOperationError, verify_integer_only
 from intswin.models.errors import IntswinError
 from norm_mlp import random_norm_mlp

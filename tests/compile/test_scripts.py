@@ -1,13 +1,11 @@
 """Every target that compiles has its script; scripts for a GPU say so where there is none."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from intswin.compile.targets import TARGET_NAMES
+from command import run_forked
+from intswin.compile.names import TARGET_NAMES
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CPU_TARGETS = [name for name in TARGET_NAMES if not name.startswith("cuda")]
@@ -18,8 +16,7 @@ CUDA_TARGETS = [name for name in TARGET_NAMES if name.startswith("cuda")]
 def test_compile_script_of_target(tmp_path, target):
     """It compiles for its own target: a wrong checkpoint is refused only after the arguments."""
     script = SCRIPTS / f"compile_{target.replace('-', '_')}.py"
-    command = [sys.executable, script, "--checkpoint", "none.pth"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run_forked("--checkpoint", "none.pth", cwd=tmp_path, script=script)
     assert result.returncode == 2
     assert "none.pth: no such checkpoint" in result.stderr
     assert f'"{target}"' in script.read_text()
@@ -34,17 +31,10 @@ def test_compile_script_of_cuda_target(target):
 
 
 @pytest.mark.parametrize("name", ["check_cuda", "bench_gpu", "tune_cuda"])
-def test_scripts_for_a_gpu_compile_nothing_without_one(tmp_path, name):
+def test_scripts_for_a_gpu_compile_nothing_without_one(tmp_path, monkeypatch, name):
     """One line within seconds, not after minutes of compiling."""
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / f"{name}.py"],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = run_forked(cwd=tmp_path, script=SCRIPTS / f"{name}.py", timeout=60)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: this machine cannot run CUDA code: ")
     assert result.stderr.count("\n") == 1
