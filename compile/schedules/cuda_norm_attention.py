@@ -189,7 +189,7 @@ class NormAttentionKernel(NormMmaKernel):
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns.
 
-        That is a row of the packed weight for mma, 32 rows of that for wgmma.
+        That is a row of the weight packed for mma, 32 rows of the one for wgmma.
         """
         wgmma, channels = self.problem.wgmma, self.problem.channels
         rows = GROUP if wgmma else 1
@@ -217,29 +217,18 @@ class NormAttentionKernel(NormMmaKernel):
         if not self.problem.wgmma:
             super()._multiply(slice_)
             return
-        of_warpgroup = self.column_warp * (self.groups * GROUP * self.problem.row_bytes)
-        weight = self.shared + of_warpgroup.astype("uint32")
-        self._multiply_by_wgmma(self.acc, self.rows.slice_address(int32(0)), weight, COLUMNS)
-
-    def _multiply_by_wgmma(self, acc: Buffer, x: Expr, weight: Expr, rows: int) -> None:
-        """Multiply a window's channels, and wait for the results.
-
-        Args:
-            acc: of the columns that a warpgroup computes, half as many registers.
-            x: address of the slices of the window's rows.
-            weight: address of those of the weight, in the first one the first of the columns.
-            rows: that a slice of the weight has.
-        """
-        width = self.problem.row_bytes
-        x, weight = (T.Bind(cuda.wgmma_descriptor(each, width)) for each in (x, weight))
+        width, columns = self.problem.row_bytes, self.groups * GROUP
+        offset = (self.column_warp * (columns * width)).astype("uint32")
+        x = T.Bind(cuda.wgmma_descriptor(self.rows.slice_address(int32(0)), width))
+        weight = T.Bind(cuda.wgmma_descriptor(self.shared + offset, width))
         T.evaluate(cuda.wgmma_fence())
         for first in range(0, self.problem.channels, STEP):
             i, within = divmod(first, width)
             a = x + T.uint64((i * self.tile.block_rows * width + within) // 16)
-            b = weight + T.uint64((i * rows * width + within) // 16)
-            T.evaluate(cuda.wgmma_u8s8(cuda.pointer(acc, 0), a, b, 2 * int(acc.shape[0])))
+            b = weight + T.uint64((i * COLUMNS * width + within) // 16)
+            T.evaluate(cuda.wgmma_u8s8(cuda.pointer(self.acc, 0), a, b, columns))
         T.evaluate(cuda.wgmma_commit())
-        T.evaluate(cuda.wgmma_results(acc))
+        T.evaluate(cuda.wgmma_results(self.acc))
 
     def _plan_write(self) -> None:
         """Load the other constants now, so that nobody waits for them later."""

@@ -1,15 +1,14 @@
 """The command line in a process of its own."""
 
-import multiprocessing
+import functools
+import json
 import os
-import runpy
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["intswin.compile.pipeline"])
 
 
 def run_intswin(*arguments, cwd, **options):
@@ -25,36 +24,35 @@ def run_intswin(*arguments, cwd, **options):
     )
 
 
-def run_forked(*arguments, cwd, timeout=300, before=None, script=None):
+def run_forked(*arguments, cwd, timeout=300, limit=None, script=None):
     """The same in a fork of a process that has imported torch and TVM: ten seconds sooner.
 
-    `before`, which can be pickled, is called there first. `script`: a file to run instead.
+    `limit`: a name of the module resource and the value of this limit. `script`: a file to run
+    instead.
     """
     command = [str(script or "intswin"), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _FORKS.Process(
-            target=_main, args=(command, cwd, dict(os.environ), before, *outputs)
-        )
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
+        outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
+        job = command, str(cwd), dict(os.environ), limit, outputs
+        server = _server()
+        server.stdin.write(json.dumps(job) + "\n")
+        child = int(server.stdout.readline())
+        if not select.select([server.stdout], [], [], timeout)[0]:
+            os.kill(child, signal.SIGKILL)
+            server.stdout.readline()
             raise subprocess.TimeoutExpired(command, timeout)
-        texts = [path.read_text() for path in outputs]
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+        code = int(server.stdout.readline())
+        texts = [Path(path).read_text() for path in outputs]
+    return subprocess.CompletedProcess(command, code, *texts)
 
 
-def _main(command, cwd, environment, before, stdout, stderr):
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    for descriptor, path in ((0, os.devnull), (1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
-    if before:
-        before()
-    sys.argv = command
-    if command[0] == "intswin":
-        runpy.run_module("intswin.compile.cli", run_name="__main__")
-    else:
-        runpy.run_path(command[0], run_name="__main__")
+@functools.cache
+def _server():
+    """One for all tests of this process, with which it ends."""
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("command_server.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )

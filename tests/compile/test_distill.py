@@ -1,7 +1,6 @@
 """`intswin distill` as a command: end to end in small, and what users get wrong."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +89,7 @@ def test_too_little_memory(tmp_path):
     result = run_forked(
         "distill", "--data", "big.npz", "--steps", 1, "--batch-size", 64, "--device", "cpu",
         "--no-amp", cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30)),
+        limit=("RLIMIT_DATA", 3 << 30),
     )  # fmt: skip
     assert result.returncode == 2, result.stderr[-500:]
     assert "out of memory with 64 images a step; pass --batch-size 32" in result.stderr

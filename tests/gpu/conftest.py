@@ -3,6 +3,7 @@
 On the fake one of tests/compile/fake_gpu, which is slow, a tiny network takes swin_micro's place.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def target_name():
     return f"cuda-{TARGETS.get(cuda_driver.gpu().capability, 'v100')}"
 
 
+@functools.cache  # minutes of compiling
 def compile_pair(activation, target_name):
     """A network for two images."""
     if "FAKE_GPU" in os.environ:
