@@ -17,6 +17,7 @@ from tvm.tirx import get_tir_pipeline, register_tir_pipeline
 
 from intswin.compile.cuda_toolchain import KernelCompiler
 from intswin.compile.dependent_launch import start_early
+from intswin.compile.lowering import lower_with
 from intswin.compile.schedules import apply_default_schedules
 from intswin.compile.stack_buffers import keep_small_buffers_on_stack
 from intswin.compile.targets import is_cuda
@@ -143,7 +144,7 @@ def _checked_cuda_pipeline(reports: list[IntegerOnlyReport], float_kernels: str 
         return mod
 
     return (
-        tvm.transform.Sequential([lower, start_early, note_kernels]),
+        tvm.transform.Sequential([lower_with(lower), start_early, note_kernels]),
         lambda: tvm.transform.Sequential([finalize_host(), check]),
         lambda: tvm.transform.Sequential([finalize_device(), check]),
     )
@@ -166,7 +167,8 @@ def _pipeline(*last: tvm.transform.Pass) -> tuple:
     def finalize() -> tvm.transform.Pass:
         return tvm.transform.Sequential([keep_small_buffers_on_stack, finalize_host(), *last])
 
-    return tvm.transform.Sequential([lower, start_early]), finalize, finalize_device
+    lowered = tvm.transform.Sequential([lower_with(lower), start_early])
+    return lowered, finalize, finalize_device
 
 
 def linker(target: Target) -> str:

@@ -16,6 +16,7 @@ from tvm.tirx.build import split_host_device_mods
 
 from cuda_emulator.errors import EmulationError
 from intswin.compile.dependent_launch import start_early
+from intswin.compile.lowering import lower_with
 
 _AXES = tuple(f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx") for axis in "xyz")
 _CLUSTER = "clusterCtaIdx.x"
@@ -73,7 +74,7 @@ def lower(func: tirx.PrimFunc | tvm.IRModule, target: Target) -> Program:
     with target, tvm.transform.PassContext(instruments=[before_packing]):
         mod = tirx.transform.BindTarget(target)(mod)
         pipeline, _, finalize_device = tirx.get_tir_pipeline("s_tir")
-        lowered = start_early(pipeline(mod))
+        lowered = start_early(lower_with(pipeline)(mod))
         _, devices = split_host_device_mods(lowered)
         if len(devices) != 1:
             raise EmulationError("the function has no schedule for a GPU: it launches no kernel")
