@@ -51,6 +51,6 @@ def lower_with(pipeline: tvm.transform.Pass) -> tvm.transform.Pass:
 
 
 def _has_blocks(func: tirx.PrimFunc) -> bool:
-    found = []
+    found: list[s_tir.SBlock] = []
     structural_walk(func.body, (s_tir.SBlock, found.append))
     return bool(found)
