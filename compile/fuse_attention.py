@@ -18,6 +18,7 @@ from intswin.compile.operators.cuda_linear import weight_layout
 from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.targets import is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
+from intswin.models.integer_ops import as_second
 
 # Multiply-accumulates of the GEMM, and channels that each head of a window normalises, up to which
 # one kernel was faster on an H200; docs/results/gpu_speed.md has the numbers.
@@ -93,12 +94,11 @@ def _projected(attention: Node, projection: Node, batch: int, target: Target) ->
         or (projection.attrs["out"], projection.attrs["activation"]) != ("i16", "none")
     ):
         return None
-    renamed = {f"{name}2": tensor for name, tensor in projection.tensors.items()}
     node = dataclasses.replace(
         projection,
         op="norm_msa",
         inputs=attention.inputs,
-        tensors={**attention.tensors, **renamed},
+        tensors={**attention.tensors, **as_second(projection.tensors)},
         attrs=attention.attrs,
     )
     fits = cuda_norm_attention_space.fits(norm_msa.shape_of(node, batch, target))

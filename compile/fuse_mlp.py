@@ -15,6 +15,7 @@ from intswin.compile.operators import norm_mlp
 from intswin.compile.schedules.cuda_norm_mlp_space import has_tiles
 from intswin.compile.targets import has_mma, is_cuda
 from intswin.models.integer_graph import IntegerGraph, Node
+from intswin.models.integer_ops import as_second
 
 # Multiply-accumulates of a GEMM up to which one kernel is tried, as in fuse_layer_norm.py: with
 # more, a GEMM has enough blocks to be worth two kernels, which load each weight fewer times.
@@ -62,11 +63,10 @@ def _fits(node: Node, batch: int, target: Target) -> bool:
 
 
 def _fused(norm: Node, first: Node, second: Node) -> Node:
-    renamed = {f"{name}2": tensor for name, tensor in second.tensors.items()}
     return dataclasses.replace(
         second,
         op="norm_mlp",
         inputs=norm.inputs,
-        tensors={**norm.tensors, **first.tensors, **renamed},
+        tensors={**norm.tensors, **first.tensors, **as_second(second.tensors)},
         attrs={**first.attrs, "shift": norm.attrs["shift"]},
     )

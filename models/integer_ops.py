@@ -7,7 +7,7 @@ bit for bit. A batch is the leading axis of every activation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from intswin.models.integer_math import (
 )
 
 Work = type[np.integer]
+_OF_SECOND = ("weight", "bias", "pre", "mult")
 
 
 def execute(node: Node, inputs: list[np.ndarray], checked: bool = False) -> np.ndarray:
@@ -174,10 +175,14 @@ def _norm_linear(node: Node, inputs: list[np.ndarray], work: Work) -> np.ndarray
     return _linear(node, [_layer_norm(norm, inputs, work)], work)
 
 
+def as_second(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a `linear` by the names from which `second_linear` takes them."""
+    return {f"{name}2": tensors[name] for name in _OF_SECOND}
+
+
 def second_linear(node: Node) -> Node:
     """The last `linear` of a `norm_mlp` or `norm_msa`: weight2, bias2, pre2 and mult2."""
-    names = ("weight", "bias", "pre", "mult")
-    tensors = {name: node.tensors[f"{name}2"] for name in names}
+    tensors = {name: node.tensors[f"{name}2"] for name in _OF_SECOND}
     attrs: dict[str, Attribute] = {"out": "i16", "zero_point": 0, "frac": 0, "activation": "none"}
     return dataclasses.replace(node, op="linear", tensors=tensors, attrs=attrs)
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import graphs
 from intswin.models.integer_graph import Node
+from intswin.models.integer_ops import as_second
 
 
 def random_norm_mlp(
@@ -26,12 +27,11 @@ def random_norm_mlp(
     second = graphs.random_linear(
         rng, rows, hidden, channels, out="i16", residual=True, extreme=extreme
     )
-    renamed = {f"{name}2": tensor for name, tensor in second.node.tensors.items()}
     node = dataclasses.replace(
         second.node,
         op="norm_mlp",
         inputs=["x"],
-        tensors={**norm.node.tensors, **first.node.tensors, **renamed},
+        tensors={**norm.node.tensors, **first.node.tensors, **as_second(second.node.tensors)},
         attrs={**first.node.attrs, "shift": norm.node.attrs["shift"]},
     )
     return graphs.Case(node, norm.specs), [norm.node, first.node, second.node]

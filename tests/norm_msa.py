@@ -6,6 +6,7 @@ import dataclasses
 
 import graphs
 from intswin.models.integer_graph import Node
+from intswin.models.integer_ops import as_second
 from norm_attention import random_norm_attention
 
 
@@ -26,12 +27,11 @@ def random_norm_msa(
     projection = graphs.random_linear(
         rng, windows * tokens, channels, channels, out="i16", residual=True, extreme=extreme
     ).node
-    renamed = {f"{name}2": tensor for name, tensor in projection.tensors.items()}
     node = dataclasses.replace(
         projection,
         op="norm_msa",
         inputs=["x"],
-        tensors={**attention.node.tensors, **renamed},
+        tensors={**attention.node.tensors, **as_second(projection.tensors)},
         attrs=attention.node.attrs,
     )
     return graphs.Case(node, attention.specs), [*nodes, projection]

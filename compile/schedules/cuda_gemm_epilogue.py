@@ -13,7 +13,7 @@ The last saturation is that of the packing instruction.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -56,6 +56,27 @@ class Arguments:
     offset: Buffer | None
     residual: Buffer | None
     y: Buffer
+
+    @classmethod
+    def named(cls, buffers: Mapping[str, Buffer]) -> Arguments:
+        """Those that `buffers` has by these names."""
+        return cls(**{field.name: buffers.get(field.name) for field in dataclasses.fields(cls)})
+
+    @classmethod
+    def of_second(cls, buffers: Mapping[str, Buffer]) -> Arguments:
+        """Those of a kernel's second GEMM, weight2 and requantization2: x is added to its result.
+
+        Its own x is not among them.
+        """
+        return cls(
+            x=buffers["x"],
+            weight=buffers["weight2"],
+            requantization=buffers["requantization2"],
+            act_params=None,
+            offset=None,
+            residual=buffers["x"],
+            y=buffers["y"],
+        )
 
 
 class Epilogue:

@@ -13,15 +13,13 @@ problems (fuse_attention.py).
 
 from __future__ import annotations
 
-import dataclasses
-
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script.builder import ir as T
 
 from intswin.compile.operators.expressions import int32
-from intswin.compile.schedules import cuda_attention_types, cuda_gemm_epilogue, cuda_tiles, simd
+from intswin.compile.schedules import cuda_attention_types, cuda_tiles, simd
 from intswin.compile.schedules import cuda_intrinsics as cuda
 from intswin.compile.schedules.cuda_attention_fragments import Qkv, WarpPlace
 from intswin.compile.schedules.cuda_attention_mma import (
@@ -31,7 +29,7 @@ from intswin.compile.schedules.cuda_attention_mma import (
 )
 from intswin.compile.schedules.cuda_attention_space import STRIP, MmaAttentionTile
 from intswin.compile.schedules.cuda_gemm_copies import RowCopies
-from intswin.compile.schedules.cuda_gemm_epilogue import Epilogue, Load
+from intswin.compile.schedules.cuda_gemm_epilogue import Arguments, Epilogue, Load
 from intswin.compile.schedules.cuda_gemm_grid import Place, clusters
 from intswin.compile.schedules.cuda_gemm_tiles import GROUP, PIECE, STEP, WGMMA_ALIGNMENT
 from intswin.compile.schedules.cuda_intrinsics import Buffer, Expr
@@ -149,11 +147,7 @@ class NormAttentionKernel(NormMmaKernel):
             elem_offset=offset,
             scope="shared.dyn",
         )
-        inputs = {
-            field.name: args.get(field.name)
-            for field in dataclasses.fields(cuda_gemm_epilogue.Arguments)
-        }
-        of_gemm = cuda_gemm_epilogue.Arguments(**{**inputs, "y": self.qkv})
+        of_gemm = Arguments.named({**args, "y": self.qkv})
         place = Place(thread, T.Bind(rest * shape.tokens), int32(0))
         super().__init__(shape.gemm, gemm, of_gemm, place, memory)
         x = self.shared + tirx.const(gemm.stages * gemm.stage_bytes, "uint32")
@@ -182,9 +176,12 @@ class NormAttentionKernel(NormMmaKernel):
 
     def _attend(self) -> None:
         """Attend by a warp for each strip: there may be more of them for the product."""
-        strips = -(-self.problem.tokens // self.queries)
-        with where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None):
+        with self._first_warps(-(-self.problem.tokens // self.queries)):
             self.attention.emit()
+
+    def _first_warps(self, count: int) -> where:
+        """If the warp is one of the first `count`."""
+        return where(self.strip < int32(count) if self.tile.threads > 32 * count else None)
 
     def _plan_loads(self) -> None:
         """Of each of q, k and v the head is a group of columns.

@@ -94,13 +94,11 @@ class NormAttentionShape:
 
         They multiply 64 rows at a time, and know rows of 64 or 128 bytes.
         """
-        shared = self.block_rows + COLUMNS
-        whole = shared * self.channels + self.block_rows * COLUMNS + self.output_bytes
         return (
             self.arch >= _FIRST_WITH_WGMMA
             and self.block_rows == _WGMMA_ROWS
             and self.channels % min(ROW_BYTES) == 0
-            and whole <= GPUS[self.arch].shared_bytes
+            and _stages(self, self.channels) > 0
         )
 
     @property
@@ -272,8 +270,6 @@ def _values(shape: NormAttentionShape, field: str, made: Mapping[str, int]) -> l
 
 def _block_depth(shape: NormAttentionShape) -> int:
     """Input channels of a slice of the weight: all, or as many as there is room for twice; 0."""
-    if shape.wgmma:
-        return shape.channels
     depths = [d for d in (shape.channels, *reversed(BLOCK_DEPTHS)) if shape.channels % d == 0]
     return next((depth for depth in depths if _stages(shape, depth)), 0)
 

@@ -8,8 +8,6 @@ is for small problems (fuse_layer_norm.py).
 
 from __future__ import annotations
 
-import dataclasses
-
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
@@ -105,9 +103,7 @@ class _Kernel(NormMmaKernel):
     def __init__(
         self, shape: NormGemmShape, tile: NormGemmTile, args: dict[str, Buffer], place: Place
     ) -> None:
-        gemm = Arguments(
-            **{field.name: args.get(field.name) for field in dataclasses.fields(Arguments)}
-        )
+        gemm = Arguments.named(args)
         memory = cuda.shared_memory(shared_bytes(shape, tile))
         super().__init__(shape.gemm, tile, gemm, place, memory)
         x = self.shared + tirx.const(tile.stages * tile.stage_bytes, "uint32")

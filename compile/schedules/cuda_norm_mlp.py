@@ -11,7 +11,6 @@ which are mostly latency, are what this is for (fuse_mlp.py).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from tvm import tirx
@@ -167,10 +166,7 @@ class _Kernel:
 
     def _first_epilogue(self) -> Epilogue:
         """That of the first GEMM, with the constants of its first group."""
-        args = Arguments(
-            **{field.name: self.args.get(field.name) for field in dataclasses.fields(Arguments)}
-        )
-        epilogue = Epilogue(self.shape.first, args, _WIDTH, 1)
+        epilogue = Epilogue(self.shape.first, Arguments.named(self.args), _WIDTH, 1)
         epilogue.load_columns(self.rank * self.own + self._column(0), cuda.load_early)
         return epilogue
 
@@ -237,16 +233,7 @@ class _Kernel:
 
     def _second_epilogue(self, share: Share) -> Epilogue:
         """That of a quad, with all that it loads."""
-        args = Arguments(
-            x=self.args["x"],
-            weight=self.args["weight2"],
-            requantization=self.args["requantization2"],
-            act_params=None,
-            offset=None,
-            residual=self.args["x"],
-            y=self.args["y"],
-        )
-        epilogue = Epilogue(self.shape.second, args, WIDTH, 1)
+        epilogue = Epilogue(self.shape.second, Arguments.of_second(self.args), WIDTH, 1)
         epilogue.load_columns(share.column)
         epilogue.load_residual(0, self.row + share.row, share.column)
         return epilogue

@@ -134,39 +134,24 @@ class _Kernel(NormAttentionKernel):
             row = self.buffers["rows"][self.window * shape.tokens + there]
             self.y_rows.append(T.Bind(self.image * shape.rows + row))
 
-    def _projects(self) -> where:
-        """If the warp is one of those that have 16 rows of y."""
-        strips = self.problem.block_rows // STRIP
-        return where(self.strip < int32(strips) if self.tile.threads > 32 * strips else None)
-
     def _attend(self) -> None:
         """Attend and exchange the results, then multiply them and add x."""
         shape = self.problem
-        warps = Warps(rows=shape.block_rows // STRIP, columns=1, depth=1)
+        strips = shape.block_rows // STRIP  # a warp has the 16 rows of y of one
+        warps = Warps(rows=strips, columns=1, depth=1)
         product = SharedProduct(shape.block_rows, D, shape.channels, warps, self.thread)
         column = T.Bind(self.head * D + self.lane % 4 * _WIDTH)
-        epilogue = Epilogue(shape.projection, self._projection_arguments(), _WIDTH, 2)
-        with self._projects():
+        epilogue = Epilogue(shape.projection, Arguments.of_second(self.buffers), _WIDTH, 2)
+        with self._first_warps(strips):
             epilogue.load_columns(column)
             for half, row in enumerate(self.y_rows):
                 epilogue.load_residual(half, row, column)
         super()._attend()
         T.evaluate(cuda.cluster_arrive())
         T.evaluate(cuda.cluster_wait())
-        with self._projects():
+        with self._first_warps(strips):
             product.multiply(self.results, self.second_weight)
             for half, (token, row) in enumerate(zip(self.tokens, self.y_rows, strict=True)):
                 partial = shape.tokens % STRIP > 0
                 with where(token < int32(shape.tokens) if partial else None):
                     epilogue.store(half, row, column, product.results(0, 0, half))
-
-    def _projection_arguments(self) -> Arguments:
-        return Arguments(
-            x=self.buffers["x"],
-            weight=self.buffers["weight2"],
-            requantization=self.buffers["requantization2"],
-            act_params=None,
-            offset=None,
-            residual=self.buffers["x"],
-            y=self.buffers["y"],
-        )

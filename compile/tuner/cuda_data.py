@@ -24,7 +24,7 @@ from intswin.compile.quantize_parameters import attention_parameters, gelu_param
 from intswin.compile.schedules import cuda_norm_attention_space
 from intswin.compile.tuner.kernel_data import KernelSpec, random_requantization
 from intswin.models.integer_graph import Node, TensorSpec
-from intswin.models.integer_ops import execute
+from intswin.models.integer_ops import as_second, execute
 
 _ROWS = 1024  # of a GEMM that the reference computes: the first and last ones, and some between
 _IMAGE_ROWS = 6400  # about so many of other operators, whole images: the first, the last, some more
@@ -168,7 +168,7 @@ def _second(
 ) -> dict[str, np.ndarray]:
     """Tensors of the last GEMM of several, to int16."""
     tensors, _ = _parameters(spec, columns, depth, "i16", "none", rng)
-    return {f"{name}2": tensors[name] for name in ("weight", "bias", "pre", "mult")}
+    return as_second(tensors)
 
 
 def _attended(spec: KernelSpec, rng: np.random.Generator) -> tuple[np.ndarray, Node]:
