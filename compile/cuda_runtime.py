@@ -163,29 +163,44 @@ class CudaNetwork(Network):
             like = images if images is not None else tensor
             return self._capture(tensor, like)
 
+    def kernel_calls(self, images: np.ndarray) -> list[KernelCall]:
+        """The kernels of one call, in execution order; `images` as in `__call__`.
+
+        Each can be launched again, on what the call left in its memory.
+        """
+        self._check_batch(images)
+        calls: list[KernelCall] = []
+
+        def note(function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+            if before and not str(name).startswith(_BUILTIN):
+                calls.append(KernelCall(str(name), function, arguments))
+            return 0
+
+        with self._lock, self._explained():
+            self._cuda.use_device()
+            self._copy_in(self._input, images)
+            with instrumented(self._machine, note):
+                self._launch(self._input, self._stream)
+            self._cuda.synchronize(self._stream)
+        return calls
+
     def kernel_times(self, images: np.ndarray) -> KernelTimes:
         """Seconds of each kernel of one call, in execution order; `images` as in `__call__`.
 
         Each kernel runs some times in a row, recorded as a graph: its inputs are in the L2 cache
         where they fit, and the gap between two kernels of a graph is part of its time.
         """
-        self._check_batch(images)
-        times: KernelTimes = []
-
-        def after(function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
-            if not before and not str(name).startswith(_BUILTIN):
-                launch = functools.partial(function, *arguments)
-                spans = time_launches(self._cuda, self._stream, launch, _REPEATS, _REPLAYS)
-                times.append((str(name), float(np.median(spans))))
-            return 0
-
-        with self._lock, self._explained():
-            self._cuda.use_device()
-            self._copy_in(self._input, images)
-            with instrumented(self._machine, after):
-                self._launch(self._input, self._stream)
-            self._cuda.synchronize(self._stream)
-        return times
+        calls = self.kernel_calls(images)
+        with (
+            self._lock,
+            self._explained(),
+            self._ffi.use_raw_stream(self._device, self._stream),
+        ):
+            spans = [
+                time_launches(self._cuda, self._stream, call, _REPEATS, _REPLAYS) for call in calls
+            ]
+        names = (call.name for call in calls)
+        return list(zip(names, map(float, np.median(spans, axis=1)), strict=True))
 
     def _run_on_host(self, images: np.ndarray) -> np.ndarray:
         logits = np.empty((self.batch, len(self.classes)), np.int32)
@@ -259,6 +274,25 @@ class CudaNetwork(Network):
             if not reason:
                 raise
             raise IntswinError(reason) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """A kernel and what a network calls it with; calling this launches it again.
+
+    Attributes:
+        name: of the kernel.
+        function: launches it into the current stream of tvm_ffi.
+        arguments: DLPack tensors of the GPU, the output last.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> None:
+        """Launch it."""
+        self.function(*self.arguments)
 
 
 @dataclasses.dataclass

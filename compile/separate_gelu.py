@@ -74,6 +74,12 @@ def compile_activation(options: CompileOptions, name: str) -> Compiled:
     return dataclasses.replace(compiled, metadata={**compiled.metadata, "activation": name})
 
 
+def emit_activation(graph: IntegerGraph, batch: int, target: Target, name: str) -> tvm.IRModule:
+    """What `compile_activation` compiles of a network with the activation `name`."""
+    kind = _KINDS.get(name)
+    return emit(graph, batch, target) if kind is None else emit_separate(graph, batch, target, kind)
+
+
 def emit_separate(graph: IntegerGraph, batch: int, target: Target, kind: str) -> tvm.IRModule:
     """Like `emit.emit`, with the GELUs of `graph` as kernels of the kind "igelu" or "float"."""
     nodes: list[Node] = []

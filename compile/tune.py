@@ -29,12 +29,13 @@ from intswin.compile.pipeline import (
     quantize_network,
 )
 from intswin.compile.targets import check_versions, get_target
-from intswin.compile.tuner import space, worker
+from intswin.compile.tuner import space
 from intswin.compile.tuner.builds import Builds
+from intswin.compile.tuner.libraries import Libraries
 from intswin.compile.tuner.machines import Machines
-from intswin.compile.tuner.prepare import prepare
+from intswin.compile.tuner.prepare import next_candidates, prepare
 from intswin.compile.tuner.processes import Pool, WorkerError
-from intswin.compile.tuner.state import BATCH, State
+from intswin.compile.tuner.state import BATCH, State, hints_for
 from intswin.compile.tuner.store import Store
 from intswin.compile.tuner.table import Progress
 from intswin.compile.tuner.tasks import Task, extract_tasks
@@ -42,7 +43,6 @@ from intswin.compile.tvm_runtime import use_all_cores
 from intswin.models.errors import IntswinError
 from intswin.models.integer_graph import IntegerGraph
 
-BUILD_SECONDS = 30.0  # the limit of a candidate
 _WORTH = 0.99  # of the time of what it replaces: a record has to be more than 1 % faster
 _COMPARE_ROUNDS = 7
 _COMPARED = 2  # candidates of a batch that are measured again
@@ -163,7 +163,8 @@ def run_job(
             f"{options.builds}: {builds.broken} broken files are not used", soft_wrap=True
         )
     if builds is not None and options.prepare:
-        prepare(states, target, builds, options.seed, jobs, deadline, console)
+        wanted = next_candidates(states, builds, options.seed)
+        prepare(wanted, target, builds, jobs, deadline, console)
         return
     if builds is not None:
         builds.check_any()
@@ -178,13 +179,14 @@ def run_job(
             peak = None if options.rpc_tracker else machines.peak(target, Path(scratch))
             if peak:
                 console.print(f"peak of the int8 instruction: {peak / 1e9:.0f} GOPS")
-            job = _Job(target, store, options, builds, builders, machines, Path(scratch))
+            libraries = Libraries(target, builds, builders, Path(scratch), options.built_only)
+            job = _Job(target, store, options, builds, libraries, machines)
             with Progress([state.row for state in states], peak, deadline, console) as progress:
                 while time.monotonic() < deadline:
                     state = max(states, key=lambda state: state.urgency, default=None)
                     if state is None or not state.urgency:
                         break
-                    note = job.batch(state, _hints(state, states))
+                    note = job.batch(state, hints_for(state, states))
                     progress.update(state.row, note)
     finally:
         builders.close()
@@ -200,14 +202,11 @@ class _Job:
         store: Store,
         options: TuneOptions,
         builds: Builds | None,
-        builders: Pool,
+        libraries: Libraries,
         machines: Machines,
-        scratch: Path,
     ) -> None:
         self._target, self._store, self._options = target, store, options
-        self._builds = builds
-        self._builders, self._machines, self._scratch = builders, machines, scratch
-        self._numbers = itertools.count()
+        self._builds, self._libraries, self._machines = builds, libraries, machines
 
     def batch(self, state: State, hints: list[space.Tile]) -> str:
         """Try some candidates of a task; returns what came of it."""
@@ -217,7 +216,7 @@ class _Job:
             state.exhausted = True
             return "every tile was tried"
         missing = state.missing()
-        built = self._build(task, missing + tiles)
+        built = self._libraries.get([(task, tile) for tile in missing + tiles])
         kept, libraries = built[: len(missing)], built[len(missing) :]
         if self._options.built_only and any(isinstance(one, WorkerError) for one in kept):
             state.exhausted = True
@@ -239,7 +238,7 @@ class _Job:
         kept_libraries = {state.reference, state.best_library}
         for library in libraries:
             if isinstance(library, str) and library not in kept_libraries:
-                self._discard(library)
+                self._libraries.discard(library)
         return note
 
     def _tiles(self, state: State, hints: list[space.Tile]) -> list[space.Tile]:
@@ -249,27 +248,6 @@ class _Job:
             if built or self._options.built_only:
                 return built[: min(BATCH, state.row.limit - len(state.trials))]
         return state.proposals(hints, self._options.seed)
-
-    def _discard(self, library: str) -> None:
-        if Path(library).parent == self._scratch:  # else it was built ahead, and stays
-            Path(library).unlink()
-
-    def _build(self, task: Task, tiles: list[space.Tile]) -> list[str | WorkerError]:
-        """The library of each tile, or why there is none."""
-        ahead = {} if self._builds is None else {t: self._builds.get(task, t) for t in tiles}
-        built = {tile: result for tile, result in ahead.items() if result is not None}
-        missing = [tile for tile in dict.fromkeys(tiles) if tile not in built]
-        if self._options.built_only:
-            built |= {tile: WorkerError("not built ahead") for tile in missing}
-        elif missing:
-            workload, target = task.workload_json, str(self._target)
-            arguments = [
-                (workload, target, tile, str(self._scratch / f"{next(self._numbers)}.so"))
-                for tile in missing
-            ]
-            results = self._builders.results(BUILD_SECONDS, worker.build, arguments)
-            built |= dict(zip(missing, results, strict=True))
-        return [built[tile] for tile in tiles]
 
     def _measure(
         self, state: State, tiles: list[space.Tile], libraries: list[str | WorkerError]
@@ -324,7 +302,7 @@ class _Job:
         schedule = space.decide(task.module, self._target, tile)
         self._store.add_record(task, schedule, row.best)
         if state.best_library:
-            self._discard(state.best_library)
+            self._libraries.discard(state.best_library)
         state.best, state.best_library = tile, str(libraries[tile])
         return True
 
@@ -334,18 +312,6 @@ def _library(built: str | WorkerError, what: str) -> str:
     if isinstance(built, WorkerError):
         raise IntswinError(f"{what} cannot be built: {built}")
     return built
-
-
-def _hints(state: State, states: list[State]) -> list[space.Tile]:
-    """The best tiles of kernels with the same matrix."""
-    matrix = space.matrix(state.task.shape)
-    return [
-        other.best
-        for other in states
-        if other is not state
-        and other.best is not None
-        and space.matrix(other.task.shape) == matrix
-    ]
 
 
 def read_networks(options: TuneOptions, console: Console) -> list[IntegerGraph]:

@@ -21,8 +21,9 @@ from intswin.compile.bench import machine_conditions
 from intswin.compile.emit import emit
 from intswin.compile.host_cpu import usable_cores
 from intswin.compile.targets import get_target
-from intswin.compile.tune import BUILD_SECONDS, TuneOptions, read_networks
+from intswin.compile.tune import TuneOptions, read_networks
 from intswin.compile.tuner import space, worker
+from intswin.compile.tuner.libraries import BUILD_SECONDS
 from intswin.compile.tuner.machines import RUN_SECONDS, Machines
 from intswin.compile.tuner.processes import Pool
 from intswin.compile.tuner.search import propose

@@ -41,7 +41,7 @@ def compare(
         with the default schedule and with that of its best record.
     """
     module = emit(graph, batch, target)
-    keys = _workloads(module)
+    keys = workloads(module)
     machines = [_machine(module, target, folders) for folders in ("", str(logs))]
     images = aligned_empty((batch, *graph.input.shape), "uint8")
     images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
@@ -54,7 +54,7 @@ def compare(
     return [call for call in zip(keys, *medians, strict=True) if call[0]]
 
 
-def _workloads(module: tvm.IRModule) -> list[str]:
+def workloads(module: tvm.IRModule) -> list[str]:
     """Of each kernel that `main` calls, in order: its workload's hash, empty without a space."""
     keys = []
     for block in module["main"].body.blocks:

@@ -1,4 +1,4 @@
-"""Build the next candidates of every kernel ahead, on a machine that cannot measure them."""
+"""Build candidates ahead, on a machine that cannot measure them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,43 @@ from intswin.compile.tuner import worker
 from intswin.compile.tuner.builds import Builds
 from intswin.compile.tuner.processes import Pool, WorkerError
 from intswin.compile.tuner.space import Tile
-from intswin.compile.tuner.state import State
+from intswin.compile.tuner.state import State, hints_for
 
 # The limit of a candidate: what the machine has to do beside must not make one fail for good.
 _BUILD_SECONDS = 120.0
 
 
+def next_candidates(states: Iterable[State], builds: Builds, seed: int) -> list[tuple[State, Tile]]:
+    """What is not built of every kernel's next batch, and of what it is compared with.
+
+    Most urgent kernels come first; those that have their trials are left out.
+    """
+    every = list(states)
+    wanted = []
+    for state in sorted(filter(lambda s: s.urgency, every), key=lambda s: -s.urgency):
+        tiles = dict.fromkeys(state.missing() + state.proposals(hints_for(state, every), seed))
+        wanted += [(state, t) for t in tiles if builds.get(state.task, t) is None]
+    return wanted
+
+
 def prepare(
-    states: Iterable[State],
+    wanted: list[tuple[State, Tile]],
     target: Target,
     builds: Builds,
-    seed: int,
     jobs: int,
     deadline: float,
     console: Console,
 ) -> None:
-    """Build what the next batch of each kernel needs, most urgent kernels first.
+    """Build candidates.
 
     Args:
-        states: the kernels; those that have their trials are left out.
+        wanted: tiles of kernels, those of one kernel together.
         target: of the code.
-        builds: get the candidates; what is there already is not built again.
-        seed: of the proposals.
+        builds: get the candidates.
         jobs: candidates that are built at a time.
         deadline: by time.monotonic(); what is not built by then is left for the next run.
         console: shows the progress.
     """
-    urgent = sorted((s for s in states if s.urgency), key=lambda state: -state.urgency)
-    wanted = [(state, tile) for state in urgent for tile in _tiles(state, builds, seed)]
     last = dict(wanted)  # the last tile of each kernel
     console.print(f"{len(wanted)} candidates of {len(last)} kernels to build, {jobs} at a time")
     pool, start, failed = Pool(jobs), time.monotonic(), 0
@@ -73,12 +82,6 @@ def prepare(
                         break
     finally:
         pool.close()
-
-
-def _tiles(state: State, builds: Builds, seed: int) -> list[Tile]:
-    """What is not built of a kernel's next batch, and of what it is compared with."""
-    tiles = dict.fromkeys(state.missing() + state.proposals([], seed))
-    return [tile for tile in tiles if builds.get(state.task, tile) is None]
 
 
 def _arguments(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tvm.target import Target
 
 from intswin.compile.tuner import space
@@ -59,3 +61,15 @@ class State:
         """The candidates of the next batch; none: the space is used up."""
         count = min(BATCH, self.row.limit - len(self.trials))
         return propose(self.task.shape, self.trials, hints, count, seed)
+
+
+def hints_for(state: State, states: Iterable[State]) -> list[Tile]:
+    """The best tiles of kernels with the same matrix."""
+    matrix = space.matrix(state.task.shape)
+    return [
+        other.best
+        for other in states
+        if other is not state
+        and other.best is not None
+        and space.matrix(other.task.shape) == matrix
+    ]

@@ -39,7 +39,8 @@ def run_tests(*arguments, **settings):
 
 
 def test_without_torch(networks):
-    run_tests(HERE / "fake_gpu/checks.py", FAKE_GPU_NETWORKS=networks)
+    for name in ("checks", "in_network_checks"):
+        run_tests(HERE / f"fake_gpu/{name}.py", FAKE_GPU_NETWORKS=networks)
 
 
 def test_tuning(tmp_path):
