@@ -121,7 +121,8 @@ def tune_in_network(job: TuneOptions, artifacts: Path, say: Stopwatch, console: 
             job.activations, job.networks, job.batches
         )
     ]
-    for spec, reason in build_missing(specs, artifacts, False, jobs, say).items():
+    failures = build_missing(specs, artifacts, False, jobs, say, 3600 * job.hours)
+    for spec, reason in failures.items():
         raise IntswinError(f"{spec.name}: {reason}")
     builds = None if job.builds is None else Builds(job.builds, target)
     folder = job.logs / tuning_log.log_name(target)

@@ -30,11 +30,12 @@ from intswin.compile.tuner.processes import WorkerError
 from intswin.compile.tuner.space import Tile
 from intswin.compile.tuner.state import State
 from intswin.compile.tuner.store import Store
-from intswin.compile.tuner.tasks import extract_tasks
+from intswin.compile.tuner.tasks import Task, extract_tasks
 from intswin.compile.tuner.worker import load_kernel
 from intswin.models.errors import IntswinError
 
-CONTENDERS = 8  # of a kernel, with the present choice and the default
+CONTENDERS = 12  # of a kernel, with the present choice and the default
+_PASSES = 3  # at most, over all kernels: what is best for one depends on its neighbours
 _NOT_SLOWER = 1.5  # times the fastest trial: what is slower alone is not tried
 _SAMPLE_SECONDS = 1e-3
 _ROUNDS, _FINAL_ROUNDS = 11, 61
@@ -112,44 +113,70 @@ def choose(
     tasks = {task.key: task for task in extract_tasks([(case.module, case.batch)], target)}
     tiles = {key: contenders(State(task, target, store, 0)) for key, task in tasks.items()}
     tiles |= {key: [decided[key]] for key in tasks if key in decided}
-    wanted = [(tasks[key], tile) for key, found in tiles.items() for tile in found]
-    paths: dict[str, dict[Tile, str]] = {key: {} for key in tasks}
-    for (task, tile), library in zip(wanted, libraries.get(wanted), strict=True):
-        if isinstance(library, WorkerError):
-            console.print(f"{task.spec.description}: {tile} is left out: {library}")
-        else:
-            paths[task.key][tile] = library
+    paths = _paths(tasks, tiles, libraries, console)
     # All other kernels stay as the artifact has them.
     present = {key: found[0] for key, found in tiles.items() if found and found[0] in paths[key]}
     network = _Replayed(case, {key: paths[key][tile] for key, tile in present.items()})
     work = {key: tasks[key].calls * tasks[key].spec.operations for key in present}
-    for key in sorted(present.keys() - decided.keys(), key=lambda key: (-work[key], key)):
+    order = sorted(present.keys() - decided.keys(), key=lambda key: (-work[key], key))
+
+    def improve(key: str) -> bool:
         if time.monotonic() > deadline:
-            console.print(f"{case.name}: out of time")
-            break
-        task, decided[key] = tasks[key], present[key]
-        others = {tile: path for tile, path in paths[key].items() if tile != present[key]}
-        best = network.fastest(key, list(others.values()))
+            return False
+        decided[key] = present[key]
+        others = [tile for tile in paths[key] if tile != present[key]]
+        best = network.fastest(key, [paths[key][tile] for tile in others])
         if best is None:
-            continue
-        tile = decided[key] = list(others)[best.index]
-        network.replace(key, others[tile])
-        default = tile == space.default_tile(task.shape)
-        schedule = None if default else space.decide(task.module, target, tile)
-        seconds = 0.0 if default else store.trials[key][tile]
-        assert seconds is not None  # a trial that failed is no contender
-        store.replace_records(task, schedule, seconds)
-        console.print(
-            f"{case.name}: {100 * best.gain:.2f} % faster with {tile} for {task.spec.description}",
-            soft_wrap=True,
-        )
+            return False
+        tile = present[key] = decided[key] = others[best.place]
+        network.replace(key, paths[key][tile])
+        _record(tasks[key], tile, target, store)
+        what = f"{tile} for {tasks[key].spec.description}"
+        console.print(f"{case.name}: {100 * best.gain:.2f} % faster with {what}", soft_wrap=True)
+        return True
+
+    for _ in range(_PASSES):
+        if not any([improve(key) for key in order]):  # a list: every kernel has its turn
+            break
+    if time.monotonic() > deadline:
+        console.print(f"{case.name}: out of time")
     console.print(f"{case.name}: {network.summary()}", soft_wrap=True)
 
 
-class _Best(NamedTuple):
-    """Of some libraries: its index, and the share of the network's time that it gains."""
+def _paths(
+    tasks: Mapping[str, Task],
+    tiles: Mapping[str, list[Tile]],
+    libraries: Libraries,
+    console: Console,
+) -> dict[str, dict[Tile, str]]:
+    """The library of each tile of a kernel, of those for which there is one."""
+    wanted = [(tasks[key], tile) for key, found in tiles.items() for tile in found]
+    paths: dict[str, dict[Tile, str]] = {key: {} for key in tasks}
+    failed: dict[str, list[WorkerError]] = {}
+    for (task, tile), library in zip(wanted, libraries.get(wanted), strict=True):
+        if isinstance(library, WorkerError):
+            failed.setdefault(task.spec.description, []).append(library)
+        else:
+            paths[task.key][tile] = library
+    for name, reasons in failed.items():
+        console.print(f"{name}: {len(reasons)} tiles are left out: {reasons[0]}", soft_wrap=True)
+    return paths
 
-    index: int
+
+def _record(task: Task, tile: Tile, target: Target, store: Store) -> None:
+    """Make a tile the only record of a kernel; none is needed for the default."""
+    if tile == space.default_tile(task.shape):
+        store.replace_records(task, None, 0.0)
+        return
+    seconds = store.trials[task.key][tile]
+    assert seconds is not None  # a trial that failed is no contender
+    store.replace_records(task, space.decide(task.module, target, tile), seconds)
+
+
+class _Best(NamedTuple):
+    """Of some libraries: its place, and the share of the network's time that it gains."""
+
+    place: int
     gain: float
 
 
