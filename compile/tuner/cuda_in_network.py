@@ -130,7 +130,6 @@ def choose(
             return False
         tile = present[key] = decided[key] = others[best.place]
         network.replace(key, paths[key][tile])
-        _record(tasks[key], tile, target, store)
         what = f"{tile} for {tasks[key].spec.description}"
         console.print(f"{case.name}: {100 * best.gain:.2f} % faster with {what}", soft_wrap=True)
         return True
@@ -140,7 +139,14 @@ def choose(
             break
     if time.monotonic() > deadline:
         console.print(f"{case.name}: out of time")
-    console.print(f"{case.name}: {network.summary()}", soft_wrap=True)
+    gain, summary = network.gain()
+    console.print(f"{case.name}: {summary}", soft_wrap=True)
+    if gain < 1 - _WORTH:  # what seemed faster was noise
+        decided |= {key: tiles[key][0] for key in decided.keys() & present.keys()}
+        return
+    for key, tile in present.items():
+        if tile != tiles[key][0]:
+            _record(tasks[key], tile, target, store)
 
 
 def _paths(
@@ -233,13 +239,12 @@ class _Replayed:
             return None
         return _Best(finalists[best], 1 - float(relative[1 + best]))
 
-    def summary(self) -> str:
-        """What all choices together have gained."""
-        graphs = [self._first, self._record({})]
-        spans = self._seconds(graphs, 2 * _FINAL_ROUNDS)
+    def gain(self) -> tuple[float, str]:
+        """The share of the network's time that all choices together have gained; it in words."""
+        spans = self._seconds([self._first, self._record({})], 2 * _FINAL_ROUNDS)
         before, after = 1e3 * np.median(spans, axis=1)
-        gain = 100 * (1 - np.median(spans[1] / spans[0]))
-        return f"{before:.4f} -> {after:.4f} ms ({gain:.2f} % faster)"
+        gain = 1 - float(np.median(spans[1] / spans[0]))
+        return gain, f"{before:.4f} -> {after:.4f} ms ({100 * gain:.2f} % faster)"
 
     def _load(self, library: str) -> Any:
         if library not in self._loaded:

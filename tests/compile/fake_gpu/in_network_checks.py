@@ -64,13 +64,16 @@ def store(tmp_path, tasks):
 
 @pytest.fixture
 def shares(monkeypatch):
-    """How much of the first graph's time the graphs take: set it for all calls, or for the last."""
-    found = {"first": [], "last": []}
+    """How much of the first graph's time the graphs take: for all, the last, or both at the end."""
+    found = {"first": [], "last": [], "end": []}
 
     def stand_in(_cuda, _stream, graphs, _replays, rounds):
         assert all(graphs)
-        last = rounds > cuda_in_network._ROUNDS and found["last"]
-        given = found["last"] if last else found["first"]
+        given = found["first"]
+        if rounds == cuda_in_network._FINAL_ROUNDS:
+            given = found["last"] or given
+        if rounds == 2 * cuda_in_network._FINAL_ROUNDS:
+            given = found["end"] or found["last"] or given
         return [[share * (1 + 0.1 * n) for n in range(rounds)] for share in given[: len(graphs)]]
 
     monkeypatch.setattr(cuda_in_network, "time_graphs", stand_in)
@@ -113,6 +116,13 @@ def test_the_fastest_in_the_network_becomes_the_only_record(case, store, tasks, 
 
 def test_a_gain_that_may_be_noise_changes_nothing(case, store, tasks, libraries, shares):
     shares["first"] = [1.0, 0.9995, 1.01]
+    decided = run(case, store, libraries)
+    assert not reopened(store).log.records
+    assert decided == {task.key: space.default_tile(task.shape) for task in tasks}
+
+
+def test_choices_that_together_gain_nothing_are_not_kept(case, store, tasks, libraries, shares):
+    shares["first"], shares["end"] = [1.0, 0.98, 0.97], [1.0, 0.9995]
     decided = run(case, store, libraries)
     assert not reopened(store).log.records
     assert decided == {task.key: space.default_tile(task.shape) for task in tasks}
