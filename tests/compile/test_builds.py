@@ -7,7 +7,10 @@ from intswin.compile.targets import get_target
 from intswin.compile.tune import TuneOptions
 from intswin.compile.tuner import space, worker
 from intswin.compile.tuner.builds import Builds
+from intswin.compile.tuner.prepare import next_candidates
 from intswin.compile.tuner.processes import Pool, WorkerError
+from intswin.compile.tuner.search import propose
+from intswin.compile.tuner.state import State
 from intswin.compile.tuner.store import Store
 from intswin.compile.tuner.tasks import extract_tasks
 from intswin.models.errors import IntswinError
@@ -173,3 +176,23 @@ def _first_tile(shape, first):
     for field in space.fields(shape):
         made[field] = min(space.candidates(shape, field, made)) if made else first
     return space.decided(shape, made)
+
+
+def test_what_is_best_for_the_same_matrix_is_built_ahead(tmp_path):
+    (case,) = ONE_CASE.values()
+    mods = [(emit_operator(case, batch, TARGET), batch) for batch in (1, 3)]
+    tasks = extract_tasks(mods, TARGET)
+    best = propose(tasks[0].shape, {}, [], 9, seed=5)[-1]
+    store = Store(tmp_path / "log", TARGET)
+    builds = Builds(tmp_path / "builds", TARGET)
+
+    def candidates():
+        states = [State(task, TARGET, store, PREPARED) for task in tasks]
+        return [t for state, t in next_candidates(states, builds, 0) if state is states[1]]
+
+    assert best not in candidates()
+    store.add_record(tasks[0], space.decide(tasks[0].module, TARGET, best), 1e-6)
+    store.close()
+    store = Store(tmp_path / "log", TARGET)
+    assert best in candidates()
+    store.close()
