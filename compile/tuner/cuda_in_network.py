@@ -144,9 +144,15 @@ def choose(
     if gain < 1 - _WORTH:  # what seemed faster was noise
         decided |= {key: tiles[key][0] for key in decided.keys() & present.keys()}
         return
-    for key, tile in present.items():
-        if tile != tiles[key][0]:
-            _record(tasks[key], tile, target, store)
+    changed = [key for key, tile in present.items() if tile != tiles[key][0]]
+    store.forget(changed)
+    for key in changed:
+        if present[key] == space.default_tile(tasks[key].shape):
+            continue  # needs no record
+        seconds = store.trials[key][present[key]]
+        assert seconds is not None  # a trial that failed is no contender
+        schedule = space.decide(tasks[key].module, target, present[key])
+        store.add_record(tasks[key], schedule, seconds)
 
 
 def _paths(
@@ -167,16 +173,6 @@ def _paths(
     for name, reasons in failed.items():
         console.print(f"{name}: {len(reasons)} tiles are left out: {reasons[0]}", soft_wrap=True)
     return paths
-
-
-def _record(task: Task, tile: Tile, target: Target, store: Store) -> None:
-    """Make a tile the only record of a kernel; none is needed for the default."""
-    if tile == space.default_tile(task.shape):
-        store.replace_records(task, None, 0.0)
-        return
-    seconds = store.trials[task.key][tile]
-    assert seconds is not None  # a trial that failed is no contender
-    store.replace_records(task, space.decide(task.module, target, tile), seconds)
 
 
 class _Best(NamedTuple):

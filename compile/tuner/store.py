@@ -95,12 +95,6 @@ class Store:
         ).as_json()
         self._append(tuning_log.RECORDS, [[self._indices[task.key], record]])
 
-    def replace_records(self, task: Task, schedule: s_tir.Schedule | None, seconds: float) -> None:
-        """Make a schedule the only record of a workload; None: that has none any more."""
-        self.forget([task.key])
-        if schedule is not None:
-            self.add_record(task, schedule, seconds)
-
     def trim(self) -> None:
         """Keep the best records of each workload, and the workloads that have one."""
         self.forget(())
